@@ -1,0 +1,741 @@
+"""Reading a user's dataset of scans: which files make a case, and what a case holds.
+
+Three layouts are known, told apart by what lies in the folder:
+
+- the Medical Segmentation Decathlon's: `dataset.json` lists image and label under `training` and names the
+  channels under `modality`; several channels are the fourth axis of one file;
+- nnU-Net raw: `dataset.json` has `channel_names`, `labels`, `file_ending`; images are
+  `imagesTr/CASE_0000.nii.gz`, one file per channel, labels `labelsTr/CASE.nii.gz`;
+- two folders of images and labels with equal file names (`images` and `labels`, `imagesTr` and `labelsTr`, or
+  any two that the caller names), images optionally with nnU-Net's channel number, labels optional.
+
+Reading settles names, channels, labels, patients and the split, and opens scans only where nothing else says
+which labels or channels there are. `diffaug.datasets.checking.check_dataset` opens all of them.
+"""
+
+import csv
+import gzip
+import json
+import math
+import re
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from diffaug.errors import DatasetError
+
+ENDINGS = (".nii.gz", ".nii")
+SUBSETS = ("train", "validation", "test")
+FOLDER_PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
+LARGEST_LABEL = int(np.iinfo(np.int16).max)
+# More different values than this in a label map mean that it is an image.
+MOST_LABELS = 256
+# How far a stored label may be from a whole number: what scaling factors in float32 leave, and no more.
+INTEGER_TOLERANCE = 1e-3
+# The most that a byte of a gzip file can expand to (zlib's technical notes). A header that announces more is
+# wrong, and found out before memory is set aside for it.
+DEFLATE_RATIO = 1032
+
+_CHANNEL_SUFFIX = re.compile(r"(.+)_(\d{4})")
+_UNREADABLE = (
+    ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError, MemoryError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """The files of one case.
+
+    Attributes:
+        name: unique within the dataset.
+        images: one file per channel, in the order of the dataset's channels; or one file that holds them all.
+        label: the label map, or None for a case without one.
+        patient: whom the scan shows; the case's own name where no table says otherwise.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | None
+    patient: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset as its folder describes it; the files themselves are not yet checked.
+
+    Attributes:
+        name: as `dataset.json` gives it, else the folder's name.
+        root: the dataset's folder, absolute.
+        cases: sorted by name.
+        channels: name of each channel, in order.
+        labels: label id -> name, 0 being the background; empty where no case has a label.
+        licence, reference: as `dataset.json` gives them.
+        split: cases of "train", "validation" and "test" (always these three; "train" is never empty), or None
+            where there is no split file.
+        patients_given: whether a table says who the patients are; without one each case is its own patient.
+        strays: scans in the dataset's folders that belong to no case, such as a label whose image is missing.
+    """
+
+    name: str
+    root: Path
+    cases: tuple[CaseFiles, ...]
+    channels: tuple[str, ...]
+    labels: dict[int, str]
+    licence: str | None
+    reference: str | None
+    split: dict[str, tuple[str, ...]] | None
+    patients_given: bool
+    strays: tuple[Path, ...] = ()
+
+
+class LoadedCase(NamedTuple):
+    """One case in memory, on its own grid and in its own units.
+
+    Attributes:
+        image: (C, I, J, K) float32, array axes as nibabel gives them.
+        label: (1, I, J, K) int16 ids of the dataset's vocabulary, or None.
+        affine: (4, 4) float64, voxel indices to RAS+ mm, of the first image file.
+    """
+
+    image: np.ndarray
+    label: np.ndarray | None
+    affine: np.ndarray
+
+
+# Name, images and label of a case whose patient is not yet known.
+_Case = tuple[str, tuple[Path, ...], Path | None]
+
+
+class _Found(NamedTuple):
+    """What a layout's folder holds."""
+
+    cases: list[_Case]
+    channels: tuple[str, ...]
+    labels: dict[int, str]
+    strays: tuple[Path, ...] = ()
+
+
+# -------- whole datasets
+
+
+def read_dataset(
+    path: Path,
+    *,
+    images: Path | None = None,
+    labels: Path | None = None,
+    split: Path | None = None,
+    patients: Path | None = None,
+) -> Dataset:
+    """Find the cases, channels, labels, patients and split of a dataset.
+
+    Paths of the keyword arguments count from `path` or, where they do not exist there, from the working
+    directory. Paths inside `dataset.json` are not trusted: they must stay within `path`, links resolved.
+
+    Args:
+        path: the dataset's folder.
+        images: folder of images, for the layout of two folders; a `dataset.json` in `path` then gives names
+            (of the dataset, channels and labels), but no files.
+        labels: folder of label maps to go with `images`; without it no case has a label.
+        split: JSON with case names under "train", "validation" and "test", or nnU-Net's `splits_final.json`,
+            of which the first fold counts. Default: `splits.json` in `path`, if it is there.
+        patients: CSV with the columns `case` and `patient`. Default: `patients.csv` in `path`, if there.
+
+    Raises:
+        DatasetError: listing everything that keeps the description from being understood.
+    """
+    root = Path(path).expanduser().absolute()
+    if not root.is_dir():
+        raise DatasetError([f"{root} is not a folder: give the dataset's folder"])
+    description_file = root / "dataset.json"
+    description = _read_json(description_file) if description_file.is_file() else {}
+    if not isinstance(description, dict):
+        raise DatasetError([f"{description_file} holds a {type(description).__name__}, not a JSON object"])
+
+    problems: list[str] = []
+    if images is not None:
+        label_folder = None if labels is None else _locate(root, labels)
+        found = _read_folders(root, _locate(root, images), label_folder, description, problems)
+    elif labels is not None:
+        raise DatasetError([f"labels={labels} needs images= beside it: name the folder of the images, too"])
+    elif "channel_names" in description or "file_ending" in description:
+        found = _read_nnunet(root, description, problems)
+    elif "training" in description:
+        found = _read_decathlon(root, description, problems)
+    else:
+        found = _read_folders(root, *_folder_pair(root, bool(description)), description, problems)
+    if not found.cases and not problems:
+        problems.append(f"{root} holds no case: NIfTI files ({' or '.join(ENDINGS)}) are expected")
+
+    names = [name for name, _, _ in found.cases]
+    patients_file = _side_file(root, patients, "patients.csv")
+    patient_of = _read_patients(patients_file, names, problems) if patients_file else {}
+    split_file = _side_file(root, split, "splits.json")
+    subsets = _read_split(split_file, names, patient_of, problems) if split_file else None
+    if problems:
+        raise DatasetError(problems)
+    return Dataset(
+        name=_text(description, "name") or root.name,
+        root=root,
+        cases=tuple(
+            CaseFiles(*case, patient_of.get(case[0], case[0]))
+            for case in sorted(found.cases, key=lambda case: case[0])
+        ),
+        channels=found.channels,
+        labels=found.labels,
+        licence=_text(description, "licence") or _text(description, "license"),
+        reference=_text(description, "reference"),
+        split=subsets,
+        patients_given=patients_file is not None,
+        strays=found.strays,
+    )
+
+
+def _read_decathlon(root: Path, description: dict[str, Any], problems: list[str]) -> _Found:
+    """Cases as `training` of a decathlon's `dataset.json` lists them."""
+    file = root / "dataset.json"
+    cases: list[_Case] = []
+    entries = description["training"]
+    if not isinstance(entries, list):
+        problems.append(f'{file}: "training" must be a list of {{"image", "label"}}, not {entries!r:.80}')
+        entries = []
+    for index, entry in enumerate(entries):
+        where = f"{file}: training[{index}]"
+        if not isinstance(entry, dict) or "image" not in entry:
+            problems.append(f'{where} must be {{"image": ..., "label": ...}}, not {entry!r:.80}')
+            continue
+        image = _named_path(root, entry["image"], f"{where}.image", problems)
+        label = None
+        if entry.get("label") is not None:
+            label = _named_path(root, entry["label"], f"{where}.label", problems)
+        if image is not None and not image.name.startswith("."):
+            cases.append((_stem(image), (image,), label))
+    channels = _channel_names(description, file, problems)
+    if not channels and "modality" not in description:
+        problems.append(f'{file} does not name the channels: add for example "modality": {{"0": "MRI"}}')
+    return _Found(cases, channels, _vocabulary(description, file, problems))
+
+
+def _read_nnunet(root: Path, description: dict[str, Any], problems: list[str]) -> _Found:
+    """Cases of an nnU-Net raw dataset, by listing `imagesTr` or from the explicit lists under `dataset`."""
+    file = root / "dataset.json"
+    ending = description.get("file_ending", ".nii.gz")
+    if ending not in ENDINGS:
+        problems.append(f"{file}: file_ending {ending!r} cannot be read: convert to {' or '.join(ENDINGS)}")
+        return _Found([], (), {})
+    channels = _channel_names(description, file, problems)
+    if not channels and not problems:
+        problems.append(f'{file} does not name the channels: add for example "channel_names": {{"0": "MRI"}}')
+    labels = _vocabulary(description, file, problems)
+    if "dataset" in description:
+        return _Found(_explicit_cases(root, description["dataset"], problems), channels, labels)
+
+    images, label_folder = root / "imagesTr", root / "labelsTr"
+    if not images.is_dir():
+        problems.append(f"{images} is missing: an nnU-Net raw dataset keeps its training images there")
+        return _Found([], channels, labels)
+    scans, label_files = _scans(images, ending), _scans(label_folder, ending)
+    by_case, strays = _group_channels(scans)
+    strays += [file for found in by_case.values() for index, file in found.items() if index >= len(channels)]
+    strays += [label for label in label_files if _stem(label) not in by_case]
+    cases: list[_Case] = []
+    for name in by_case:
+        files = tuple(images / f"{name}_{index:04d}{ending}" for index in range(len(channels)))
+        cases.append((name, files, label_folder / f"{name}{ending}"))
+    return _Found(cases, channels, labels, tuple(sorted(strays)))
+
+
+def _explicit_cases(root: Path, listed: Any, problems: list[str]) -> list[_Case]:
+    """Cases of nnU-Net's optional `dataset` key: {case: {"images": [...], "label": ...}}."""
+    cases: list[_Case] = []
+    for name, entry in listed.items() if isinstance(listed, dict) else [("", listed)]:
+        where = f"{root / 'dataset.json'}: dataset[{name!r}]"
+        if not isinstance(entry, dict) or not isinstance(entry.get("images"), list) or not entry["images"]:
+            problems.append(f'{where} must be {{"images": [...], "label": ...}}, not {entry!r:.80}')
+            continue
+        if not name or name.startswith(".") or set(name) & set("/\\\0"):
+            problems.append(f"{where}: a case's name serves as a file name: no slashes, no dot at the start")
+            continue
+        paths = [_named_path(root, image, f"{where}.images", problems) for image in entry["images"]]
+        label = _named_path(root, entry.get("label"), f"{where}.label", problems)
+        cases.append((name, tuple(path for path in paths if path is not None), label))
+    return cases
+
+
+def _read_folders(
+    root: Path, images: Path, labels: Path | None, description: dict[str, Any], problems: list[str]
+) -> _Found:
+    """Cases of a folder of images and, optionally, one of labels, matched by file name."""
+    for folder in (images, labels):
+        if folder is not None and not folder.is_dir():
+            problems.append(f"{folder} is not a folder: name the folders of the images and of the labels")
+    scans = _scans(images)
+    label_files = _scans(labels) if labels else []
+    label_of = {_stem(file): file for file in reversed(label_files)}
+    by_case: Mapping[str, Mapping[int, Path]]
+    if _has_channel_suffixes([_stem(scan) for scan in scans], set(label_of)):
+        by_case, strays = _group_channels(scans)
+        count = 1 + max(index for found in by_case.values() for index in found)
+    else:
+        by_case = {_stem(scan): {0: scan} for scan in reversed(scans)}
+        strays, count = [scan for scan in scans if by_case[_stem(scan)][0] != scan], 1
+    cases: list[_Case] = []
+    for name, found in by_case.items():
+        ending = _ending(next(iter(found.values())))
+        files = tuple(found.get(index, images / f"{name}_{index:04d}{ending}") for index in range(count))
+        cases.append((name, files, label_of.get(name)))
+    strays += [file for file in label_files if label_of[_stem(file)] != file or _stem(file) not in by_case]
+
+    file = root / "dataset.json"
+    names = _channel_names(description, file, problems)
+    if not names and not problems:
+        names = tuple(f"channel {index}" for index in range(count if count > 1 else _stored_channels(scans)))
+    if "labels" in description:
+        vocabulary = _vocabulary(description, file, problems)
+    else:
+        vocabulary = _observed_labels([label for _, _, label in cases if label is not None], problems)
+    return _Found(cases, names, vocabulary, tuple(sorted(strays)))
+
+
+def _folder_pair(root: Path, described: bool) -> tuple[Path, Path]:
+    """The two folders of a dataset whose `dataset.json` names no layout, or that has none."""
+    pairs = [(root / images, root / labels) for images, labels in FOLDER_PAIRS]
+    for images, labels in pairs:
+        if images.is_dir() and labels.is_dir() and not described:
+            return images, labels
+    found = ", ".join(sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))[:10])
+    reason = "it has no dataset.json, and neither the folders images and labels nor imagesTr and labelsTr"
+    if described:
+        reason = "its dataset.json has neither training (the decathlon's key) nor channel_names (nnU-Net's)"
+    raise DatasetError(
+        [
+            f"{root} has no layout that is known here: {reason}. It holds: {found or 'nothing'}. Name two "
+            "folders with images= and labels= (equal file names; labels may be left out)"
+        ]
+    )
+
+
+# -------- names, labels, channels
+
+
+def _scans(folder: Path, ending: str | None = None) -> list[Path]:
+    """NIfTI files in a folder, sorted, without hidden ones (macOS writes a `._` twin of every file)."""
+    if not folder.is_dir():
+        return []
+    endings = ENDINGS if ending is None else (ending,)
+    shown = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    return sorted(entry for entry in shown if _ending(entry) in endings and entry.is_file())
+
+
+def _ending(path: Path) -> str | None:
+    return next((ending for ending in ENDINGS if path.name.endswith(ending) and path.name != ending), None)
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(_ending(path) or "")
+
+
+def _group_channels(scans: Iterable[Path]) -> tuple[dict[str, dict[int, Path]], list[Path]]:
+    """Files CASE_0000, CASE_0001, ... by case and channel number, and the files that are not named so."""
+    by_case: dict[str, dict[int, Path]] = defaultdict(dict)
+    strays = []
+    for scan in scans:
+        match = _CHANNEL_SUFFIX.fullmatch(_stem(scan))
+        if match is None or int(match[2]) in by_case[match[1]]:
+            strays.append(scan)
+        else:
+            by_case[match[1]][int(match[2])] = scan
+    return dict(by_case), strays
+
+
+def _has_channel_suffixes(stems: Sequence[str], labels: set[str]) -> bool:
+    """Whether a final `_0000` is a channel number or, as in `patient_0042`, part of the case's name.
+
+    The labels' names decide. Without labels it is a channel number if every case would then have the same
+    channels, starting at 0, and they are not all one case.
+    """
+    matches = [_CHANNEL_SUFFIX.fullmatch(stem) for stem in stems]
+    if not stems or labels & set(stems):
+        return False
+    bases = {match[1] for match in matches if match}
+    if labels & bases:
+        return True
+    counts = Counter(match[2] for match in matches if match)
+    regular = all(matches) and "0000" in counts and set(counts.values()) == {len(bases)}
+    return regular and (len(bases) > 1 or len(counts) == 1)
+
+
+def _channel_names(description: dict[str, Any], file: Path, problems: list[str]) -> tuple[str, ...]:
+    """Channel names of `dataset.json` by number; nothing where it has none."""
+    key = "channel_names" if "channel_names" in description else "modality"
+    channels = description.get(key)
+    if channels is None:
+        return ()
+    by_number: dict[int | None, Any] = {}
+    if isinstance(channels, dict):
+        by_number = {_integer(index): name for index, name in channels.items()}
+    if not by_number or set(by_number) != set(range(len(by_number))):
+        problems.append(
+            f'{file}: "{key}" must number the channels from 0 like {{"0": "T1"}}, not {channels!r:.80}'
+        )
+        return ()
+    return tuple(str(by_number[index]) for index in range(len(by_number)))
+
+
+def _vocabulary(description: dict[str, Any], file: Path, problems: list[str]) -> dict[int, str]:
+    """Label ids and names of `dataset.json`, given as {"1": name} or, as nnU-Net does, {name: 1}."""
+    given = description.get("labels")
+    if not isinstance(given, dict) or not given:
+        problems.append(f'{file}: "labels" must be like {{"background": 0, "liver": 1}}, not {given!r:.80}')
+        return {}
+    by_id = all(_integer(key) is not None for key in given)
+    vocabulary: dict[int, str] = {}
+    for key, value in given.items():
+        name, number = (value, _integer(key)) if by_id else (key, _integer(value))
+        if isinstance(value, list):
+            problems.append(
+                f"{file}: label {key!r} is a region, {value!r}, and regions may overlap: give each label one "
+                "id of its own"
+            )
+        elif name == "ignore" and not by_id:
+            problems.append(
+                f"{file}: the label 'ignore' ({value!r}) is not supported: annotate those voxels or leave "
+                "the cases out, and remove it"
+            )
+        elif number is None or not 0 <= number <= LARGEST_LABEL:
+            problems.append(
+                f"{file}: label {key!r}: {value!r}: ids are whole numbers from 0 to {LARGEST_LABEL}"
+            )
+        elif number in vocabulary:
+            problems.append(
+                f"{file}: label {number} is both {vocabulary[number]!r} and {name!r}: keep one name"
+            )
+        else:
+            vocabulary[number] = str(name)
+    if 0 not in vocabulary:
+        problems.append(f'{file}: no label has the id 0: add the background to "labels"')
+    return dict(sorted(vocabulary.items()))
+
+
+def _observed_labels(files: Iterable[Path], problems: list[str]) -> dict[int, str]:
+    """The ids found in label maps, for a dataset that does not name them; skips files it cannot read."""
+    ids: set[int] = set()
+    for file in files:
+        try:
+            found = np.unique(label_array(read_volume(file).array, file)).tolist()
+        except DatasetError:
+            continue
+        if len(found) > MOST_LABELS:
+            problems.append(f"{file} holds {len(found)} different values: is it an image, not a label map?")
+        ids.update(found)
+    return {0: "background"} | {number: f"label {number}" for number in sorted(ids - {0})} if ids else {}
+
+
+def _stored_channels(scans: Sequence[Path]) -> int:
+    """Number of channels of the first image that can be read: the length of its fourth axis."""
+    for scan in scans:
+        try:
+            shape = read_volume(scan).array.shape
+        except DatasetError:
+            continue
+        return int(shape[3]) if len(shape) == 4 else 1
+    return 1
+
+
+# -------- patients and split
+
+
+def _read_patients(file: Path, cases: Sequence[str], problems: list[str]) -> dict[str, str]:
+    """Case -> patient of a CSV with these two columns; cases that the dataset does not have are left out."""
+    patient_of: dict[str, str] = {}
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            rows = csv.DictReader(lines, skipinitialspace=True)
+            columns = rows.fieldnames or []
+            table = [(row.get("case") or "", row.get("patient") or "") for row in rows]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        problems.append(f"{file} cannot be read as a CSV table: {error}")
+        return {}
+    if not {"case", "patient"} <= set(columns):
+        problems.append(f"{file} has the columns {', '.join(columns) or '(none)'}: give it case,patient")
+        return {}
+    for case, patient in table:
+        case, patient = case.strip(), patient.strip()
+        if patient_of.setdefault(case, patient) != patient:
+            problems.append(
+                f"{file}: case {case} has the patients {patient_of[case]!r} and {patient!r}: keep one"
+            )
+    lacking = [case for case in cases if not patient_of.get(case)]
+    if lacking:
+        problems.append(f"{file} gives no patient for {_listed(lacking)}: add a line for each")
+    return {case: patient_of[case] for case in cases if patient_of.get(case)}
+
+
+def _read_split(
+    file: Path, cases: Sequence[str], patient_of: Mapping[str, str], problems: list[str]
+) -> dict[str, tuple[str, ...]] | None:
+    """The cases of each subset; a case or a patient in two of them is a problem."""
+    try:
+        given = _read_json(file)
+    except DatasetError as error:
+        problems += error.problems
+        return None
+    if isinstance(given, list) and given and isinstance(given[0], dict):
+        given = {"train": given[0].get("train"), "validation": given[0].get("val")}
+    valid = isinstance(given, dict) and set(given) <= set(SUBSETS) and all(map(_is_names, given.values()))
+    if not valid:
+        wanted = ", ".join(SUBSETS)
+        problems.append(
+            f"{file} must hold lists of case names under {wanted}, or be nnU-Net's splits_final.json"
+        )
+        return None
+    subsets = {subset: tuple(given.get(subset, ())) for subset in SUBSETS}
+    if not subsets["train"]:
+        problems.append(f'{file} has no case under "train"')
+
+    homes: dict[str, list[str]] = defaultdict(list)
+    for subset, names in subsets.items():
+        for name in names:
+            homes[name].append(subset)
+        unknown = sorted(set(names) - set(cases))
+        if unknown:
+            problems.append(
+                f"{file}: {subset} names {_listed(unknown)} not in the dataset: correct or remove"
+            )
+    for name, where in homes.items():
+        if len(where) > 1:
+            problems.append(f"{file}: case {name} is listed twice, under {' and '.join(where)}: keep one")
+    seen: dict[str, dict[str, str]] = defaultdict(dict)
+    for name, where in homes.items():
+        if name in patient_of:
+            seen[patient_of[name]].setdefault(where[0], name)
+    for patient, by_subset in seen.items():
+        if len(by_subset) > 1:
+            places = " and ".join(f"{subset} ({name})" for subset, name in by_subset.items())
+            problems.append(
+                f"{file}: patient {patient} is in {places}, a leak: keep a patient's cases together"
+            )
+    return subsets
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names for a message, all of them."""
+    return f"{len(names)} case{'s' if len(names) > 1 else ''} ({', '.join(names)})"
+
+
+# -------- small parts
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError([f"{file} cannot be read as JSON: {error}"]) from error
+
+
+def _text(description: Mapping[str, Any], key: str) -> str | None:
+    value = description.get(key)
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _integer(value: Any) -> int | None:
+    """A whole number given as such or as text ("1"), else None."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return int(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}", value) else None
+
+
+def _locate(root: Path, path: Path) -> Path:
+    """A path that the caller gave: from the dataset's folder, or from the working directory."""
+    path = Path(path).expanduser()
+    return root / path if (root / path).exists() else path.absolute()
+
+
+def _side_file(root: Path, given: Path | None, default: str) -> Path | None:
+    if given is None:
+        return root / default if (root / default).is_file() else None
+    return _locate(root, given)
+
+
+def _named_path(root: Path, entry: Any, where: str, problems: list[str]) -> Path | None:
+    """A scan that `dataset.json` names: within the dataset's folder, symbolic links resolved."""
+    if not isinstance(entry, str) or _ending(Path(entry)) is None:
+        problems.append(f"{where} must name a file with the ending {' or '.join(ENDINGS)}, not {entry!r:.80}")
+        return None
+    path = root / entry
+    try:
+        inside = path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError, ValueError):
+        inside = False
+    if not inside:
+        problems.append(
+            f"{where} is {entry!r}, which leads out of the dataset's folder: move the file into it, or name "
+            "the folders yourself with images= and labels="
+        )
+        return None
+    return path
+
+
+# -------- one case
+
+
+class Volume(NamedTuple):
+    """What a NIfTI file holds.
+
+    Attributes:
+        array: the voxels with the header's scaling applied, in the order and number of axes that are stored.
+        affine: (4, 4) float64, voxel indices to RAS+ mm.
+        spacing: voxel size in mm as the header states it, where nibabel replaces what is not positive.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    spacing: tuple[float, ...]
+
+
+def load_case(case: CaseFiles) -> LoadedCase:
+    """Read one case's voxels.
+
+    Raises:
+        DatasetError: a file is missing, damaged, of the wrong shape or without a usable voxel size, or a
+            label is not a whole number.
+    """
+    volumes = [read_volume(file) for file in case.images]
+    image = stack_channels([volume.array for volume in volumes], case.images)
+    label = None if case.label is None else label_array(read_volume(case.label).array, case.label)
+    if fault := geometry_fault(volumes[0]):
+        raise DatasetError([f"{case.images[0]} {fault}"])
+    if case.label is not None and label is not None and label.shape[1:] != image.shape[1:]:
+        raise DatasetError([shape_mismatch(case.label, label.shape[1:], case.images[0], image.shape[1:])])
+    return LoadedCase(image, label, volumes[0].affine)
+
+
+def read_volume(file: Path) -> Volume:
+    """Read a NIfTI file to its end, so that a damaged one shows.
+
+    Args:
+        file: NIfTI-1 or -2, compressed or not.
+
+    Raises:
+        DatasetError: the file is missing, no NIfTI file, cut short, damaged, or holds no real numbers.
+    """
+    if not file.is_file():
+        raise DatasetError([f"{file} is missing: put it there, or take the case out of the dataset"])
+    compressed = file.name.endswith(".gz")
+    try:
+        kind = type(nib.load(file))
+        if not issubclass(kind, nib.Nifti1Image):
+            raise ImageFileError(f"it is a {kind.__name__}")
+        with gzip.open(file) if compressed else file.open("rb") as stream:
+            stored = kind.header_class.from_fileobj(stream, check=False)
+            spacing = tuple(float(size) for size in stored["pixdim"][1:4])
+            stream.seek(0)
+            image = kind.from_stream(stream)
+            announced = math.prod(image.shape) * image.get_data_dtype().itemsize
+            if announced > file.stat().st_size * (DEFLATE_RATIO if compressed else 1):
+                raise EOFError(
+                    f"its header announces {announced} bytes of voxels, more than the file can hold"
+                )
+            array = np.asanyarray(image.dataobj)
+            while stream.read(1 << 20):  # the end of a compressed file verifies its checksum
+                pass
+    except _UNREADABLE as error:
+        reason = str(error) or type(error).__name__
+        raise DatasetError(
+            [f"{file} cannot be read as NIfTI ({reason}): put an intact copy there"]
+        ) from error
+    if array.dtype.kind not in "iuf":
+        raise DatasetError([f"{file} holds voxels of type {array.dtype}: convert them to real numbers"])
+    return Volume(array, np.asarray(image.affine, dtype=np.float64), spacing)
+
+
+def geometry_fault(volume: Volume) -> str | None:
+    """What is wrong with a volume's voxel size or affine, to be put after the file's name, or None."""
+    if not all(0 < size < np.inf for size in volume.spacing):
+        sizes = " x ".join(f"{size:g}" for size in volume.spacing)
+        return f"states a voxel size of {sizes} mm: correct pixdim in its header"
+    axes = volume.affine[:3, :3]
+    lengths = np.linalg.norm(axes, axis=0)
+    if not (np.isfinite(volume.affine).all() and lengths.all() and abs(np.linalg.det(axes / lengths)) > 1e-6):
+        return f"has an affine that cannot be inverted, {volume.affine[:3].tolist()}: correct its header"
+    return None
+
+
+def shape_mismatch(file: Path, shape: Sequence[int], other: Path, wanted: Sequence[int]) -> str:
+    """The message for two files of a case whose shapes differ."""
+    return f"{file} has the shape {tuple(shape)}, {other} {tuple(wanted)}: resample them to one grid"
+
+
+def stack_channels(arrays: Sequence[np.ndarray], files: Sequence[Path]) -> np.ndarray:
+    """Join the files of an image.
+
+    Args:
+        arrays: one 3D volume per file, or a single 4D volume with the channels on its last axis.
+        files: where they come from, for messages.
+
+    Returns:
+        (C, I, J, K) float32.
+
+    Raises:
+        DatasetError: listing the volumes that are not 3D, or whose shape differs from the first one's.
+    """
+    problems: list[str] = []
+    first: tuple[Path, tuple[int, ...]] | None = None
+    for array, file in zip(arrays, files, strict=True):
+        if array.ndim not in (3, 4) or (array.ndim == 4 and len(arrays) > 1 and array.shape[3] != 1):
+            problems.append(
+                f"{file} has the shape {array.shape}: give a 3D volume, or one file for all channels"
+            )
+        elif first is None:
+            first = file, array.shape[:3]
+        elif array.shape[:3] != first[1]:
+            problems.append(shape_mismatch(file, array.shape[:3], *first))
+    if problems:
+        raise DatasetError(problems)
+    volumes = [array.reshape(*array.shape[:3], -1) for array in arrays]
+    with np.errstate(over="ignore"):
+        joined = np.concatenate(volumes, axis=3, dtype=np.float32)
+    return np.ascontiguousarray(np.moveaxis(joined, 3, 0))
+
+
+def label_array(array: np.ndarray, file: Path) -> np.ndarray:
+    """Turn stored voxels into a label map.
+
+    Args:
+        array: 3D, or 4D with a last axis of length 1; whole numbers of any type.
+        file: where it comes from, for messages.
+
+    Returns:
+        (1, I, J, K) int16.
+
+    Raises:
+        DatasetError: it is not 3D, or a value is no whole number from 0 to 32767.
+    """
+    if array.ndim not in (3, 4) or array.shape[3:] not in ((), (1,)):
+        raise DatasetError([f"{file} has the shape {array.shape}: a label map is one 3D volume"])
+    volume = array.reshape(1, *array.shape[:3])
+    ids = np.rint(volume) if volume.dtype.kind == "f" else volume
+    right = (ids >= 0) & (ids <= LARGEST_LABEL)
+    if volume.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            right &= np.abs(volume - ids) <= INTEGER_TOLERANCE
+    if not right.all():
+        value = volume[~right][0]
+        raise DatasetError(
+            [
+                f"{file} holds {value:g} where labels are whole numbers from 0 to {LARGEST_LABEL}: is it a "
+                "label map, and was it resampled with nearest neighbours?"
+            ]
+        )
+    return ids.astype(np.int16)

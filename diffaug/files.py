@@ -1,0 +1,65 @@
+"""Writing files whole or not at all, and hashing them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path to write to, which takes the name `path` when the block ends without an error.
+
+    The temporary file lies in the same folder (made where it does not exist), starts with a dot and keeps the
+    ending, by which libraries choose a format (`.nii.gz`). Its name depends on `path` alone, so that the next
+    attempt overwrites what a killed process left; so a file must have one writer at a time.
+
+    Args:
+        path: the file to write.
+
+    Yields:
+        The temporary path, where the block must create a file; on an error `path` stays as it was.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".tmp-{target.name}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        # Some libraries create files that only their owner can read.
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` to `path` as UTF-8 with the line ends it has, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def atomic_write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write `content` to `path` as indented JSON, whole or not at all.
+
+    Raises:
+        TypeError: something in it has no JSON form.
+        ValueError: it holds NaN or an infinity, which JSON does not have.
+    """
+    atomic_write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits; the file is never held in memory whole."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
