@@ -1,0 +1,1 @@
+"""Generators: their verbs, grid, intensity and label maps, networks and samplers."""

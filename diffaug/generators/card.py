@@ -1,0 +1,171 @@
+"""The card: JSON that describes a generator and is validated whenever one is loaded."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from diffaug.errors import CardError
+from diffaug.generators.autoencoder import AutoencoderConfig
+from diffaug.generators.denoiser import DenoiserConfig
+from diffaug.generators.grid import Grid
+from diffaug.generators.intensity import IntensityConvention
+
+VERBS = ("sample", "paint", "vary", "inpaint", "segment", "encode", "decode")
+Verb = Literal["sample", "paint", "vary", "inpaint", "segment", "encode", "decode"]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+# Label maps come back as int16.
+LabelId = Annotated[int, Field(ge=0, le=32767)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class CardGrid(_Part):
+    """Orientation (axis codes), spacing (mm) and shape (voxels) of the volumes that the generator makes."""
+
+    orientation: tuple[str, str, str]
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+
+    @field_validator("orientation")
+    @classmethod
+    def _one_code_per_direction(cls, codes: tuple[str, str, str]) -> tuple[str, str, str]:
+        if any(sum(code in pair for code in codes) != 1 for pair in (("L", "R"), ("P", "A"), ("I", "S"))):
+            raise ValueError(f"give one of L and R, one of P and A, one of I and S, in the axes' order; got {codes}")
+        return codes
+
+
+class Networks(_Part):
+    """Sizes of the joint-flow networks."""
+
+    image_autoencoder: AutoencoderConfig
+    label_autoencoder: AutoencoderConfig | None
+    denoiser: DenoiserConfig
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        image, label, denoiser = self.image_autoencoder, self.label_autoencoder, self.denoiser
+        if denoiser.image_channels != image.latent_channels:
+            raise ValueError("the denoiser's image_channels differ from the image autoencoder's latent_channels")
+        if denoiser.label_channels != (label.latent_channels if label else 0):
+            raise ValueError("the denoiser's label_channels differ from the label autoencoder's latent_channels")
+        if label and label.downsampling != image.downsampling:
+            raise ValueError("the two autoencoders differ in their downsampling")
+        # What the networks' own sizes do not allow is an error here already, not when they are built.
+        for autoencoder in filter(None, (image, label)):
+            _ = autoencoder.levels
+        _ = denoiser.tokens
+        return self
+
+
+class Defaults(_Part):
+    """What the verbs use where the caller says nothing."""
+
+    sampler: Literal["euler", "heun"] = "euler"
+    steps: int = Field(default=20, ge=1)
+    shift: float = Field(default=1.0, gt=0)
+    guidance: float = Field(default=1.0, ge=0)
+    strength: float = Field(default=0.5, ge=0, le=1)
+    strength_range: tuple[float, float] = (0.2, 0.5)
+
+    @field_validator("strength_range")
+    @classmethod
+    def _ordered(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= bounds[0] <= bounds[1] <= 1:
+            raise ValueError(f"needs 0 <= low <= high <= 1, got {bounds}")
+        return bounds
+
+
+class Training(_Part):
+    """What the generator was trained on, and how. The scans themselves are named only in the user's own sidecar."""
+
+    dataset: str
+    cases: dict[str, int] = Field(description="number of cases per subset of the split")
+    patients: dict[str, int] | None = Field(description="number of patients per subset, where a table was given")
+    autoencoder_steps: int
+    denoiser_steps: int
+    seconds: float | None = Field(default=None, description="wall-clock seconds of training, all sessions")
+    hardware: str = ""
+    init: str | None = Field(default=None, description="weight hash of the generator that it started from")
+
+
+class Card(_Part):
+    """Everything a user or a program needs to know about a generator."""
+
+    format: Literal[1] = 1
+    name: Name
+    description: str
+    architecture: Literal["joint-flow"] = "joint-flow"
+    networks: Networks
+    grid: CardGrid
+    extent: Literal["object", "patch"]
+    channels: list[str] = Field(min_length=1)
+    intensity: IntensityConvention
+    labels: dict[LabelId, str]
+    verbs: list[Verb] = Field(min_length=1)
+    defaults: Defaults = Defaults()
+    training: Training
+    licence: str = Field(description="licence of the weights and of what they make")
+    citation: list[str] = []
+    files: dict[Name, Sha256] = Field(description="SHA-256 of each weight file, which lies beside the card")
+    figures: dict[str, Any] = Field(default={}, description="measured figures, with what they were measured on")
+    versions: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        image, label = self.networks.image_autoencoder, self.networks.label_autoencoder
+        if len(self.channels) != image.channels:
+            raise ValueError(f"{len(self.channels)} channel names for {image.channels} channels")
+        if len(self.intensity.typical) != image.channels:
+            raise ValueError(f"intensity.typical has {len(self.intensity.typical)} entries for {image.channels} channels")
+        latent = zip(self.networks.denoiser.latent_shape, image.downsampling, strict=True)
+        if self.grid.shape != tuple(n * factor for n, factor in latent):
+            raise ValueError(
+                f"the grid's shape {self.grid.shape} is not the latent's {self.networks.denoiser.latent_shape} times the "
+                f"downsampling {image.downsampling}"
+            )
+        if self.labels and 0 not in self.labels:
+            raise ValueError("labels must name the background, id 0")
+        if (label.channels if label else 0) != len(self.labels):
+            raise ValueError("the label autoencoder's channels differ from the number of labels")
+        if not self.labels and {"paint", "segment"} & set(self.verbs):
+            raise ValueError("the verbs paint and segment need labels")
+        return self
+
+    def to_grid(self) -> Grid:
+        """The grid as geometry."""
+        return Grid(self.grid.orientation, self.grid.spacing, self.grid.shape)
+
+
+def read_card(path: Path) -> Card:
+    """Read and validate `card.json`.
+
+    Raises:
+        CardError: names the file and every field that is wrong.
+    """
+    try:
+        return Card.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CardError(f"cannot read the card {path}: {error}") from error
+    except ValidationError as error:
+        lines = "\n".join(f"  {'.'.join(map(str, e['loc'])) or 'card'}: {e['msg']}" for e in error.errors())
+        raise CardError(f"the card {path} is not valid:\n{lines}") from error
+
+
+def card_json(card: Card) -> dict[str, Any]:
+    """The card as plain JSON types."""
+    return json.loads(card.model_dump_json())

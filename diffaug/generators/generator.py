@@ -1,0 +1,568 @@
+"""The Generator: every verb on volumes of any orientation, spacing, size and unit."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffaug.errors import CardError, DiffaugError, LabelError, VerbError
+from diffaug.files import atomic_write_json, sha256_file
+from diffaug.generators.card import Card, card_json, read_card
+from diffaug.generators.grid import Box, Grid, Placement, Window, bounding_box, place
+from diffaug.generators.intensity import IntensityMap, fit_intensity_map, typical_map
+from diffaug.generators.joint_flow import JointFlow, latent_mask
+from diffaug.generators.labels import Vocabulary
+from diffaug.generators.seeds import case_seeds, gaussian_noise
+
+# Networks always see this many cases at once, so that the bytes of a case do not depend on the batch it came in
+# (matrix products of different heights may sum in different orders). On a CPU one case already fills two cores: 19 ms a
+# denoiser step against 16 ms in batches of 8.
+CPU_CHUNK = 1
+GPU_CHUNK = 8
+# Voxels over which inpainted content fades into the untouched image, inside the mask.
+INPAINT_RIM = 2
+
+
+class Sample(NamedTuple):
+    """Cases made from nothing: image `(B, C, I, J, K)` float32 in the card's typical units, label `(B, 1, I, J, K)` int16
+    (all background where the generator knows no labels), and the voxel-to-world affine `(4, 4)` in mm, RAS+."""
+
+    image: Tensor
+    label: Tensor
+    affine: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One real case on the grid: `image` `(1, C, *grid)` in network units, `one_hot` `(1, L, *grid)`."""
+
+    placement: Placement
+    image: Tensor | None = None
+    intensity: IntensityMap | None = None
+    one_hot: Tensor | None = None
+
+
+class Generator:
+    """A pretrained generator: a model, the grid it works on, and its card.
+
+    Verbs take volumes as nibabel gives them: image `(B, C, I, J, K)` of any numeric dtype and unit, label map
+    `(B, 1, I, J, K)` of integers, affine `(4, 4)` or `(B, 4, 4)` (voxel to world, mm, RAS+). What comes back has the same
+    shape and dtype. A `seed` is an integer, from which each case of the batch gets its own, or one seed per case; the
+    bytes of a case depend on its seed, not on the batch size.
+    """
+
+    def __init__(self, card: Card, model: JointFlow, plan: Mapping[str, Any] | None = None) -> None:
+        self.card = card
+        self.model = model
+        self.grid: Grid = card.to_grid()
+        self.verbs: frozenset[str] = frozenset(card.verbs)
+        self.vocabulary = Vocabulary(card.labels)
+        self.plan = dict(plan or {})
+        self.device = torch.device("cpu")
+
+    @property
+    def name(self) -> str:
+        """The card's name."""
+        return self.card.name
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 over the hashes of the weight files: the identity of the generator in provenance records."""
+        if len(self.card.files) == 1:
+            return next(iter(self.card.files.values()))
+        return hashlib.sha256(json.dumps(self.card.files, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def knows_labels(self) -> bool:
+        """Whether the generator has a label vocabulary."""
+        return len(self.vocabulary) > 0
+
+    def to(self, device: torch.device | str) -> "Generator":
+        """Move the networks to `device`; returns this generator."""
+        self.device = torch.device(device)
+        self.model.to(self.device)
+        return self
+
+    def __repr__(self) -> str:
+        return f"Generator({self.name!r}, verbs={sorted(self.verbs)}, grid={self.grid.shape}, device={self.device})"
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path | str) -> None:
+        """Write `card.json`, `plan.json` and the weights to `folder`; the card is written last.
+
+        The generator goes on with the weights as written (rounded to float16): the ones that its hash names.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = self.model.save_weights(folder)
+        self.model.load_weights(folder, files)
+        self.card = self.card.model_copy(update={"files": {name: sha256_file(folder / name) for name in files}})
+        atomic_write_json(folder / "plan.json", self.plan)
+        atomic_write_json(folder / "card.json", card_json(self.card))
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Generator":
+        """Read a generator that `save` wrote.
+
+        Raises:
+            CardError: for a card that is missing or not valid, or weights that are missing, altered or do not fit.
+        """
+        folder = Path(folder)
+        card = read_card(folder / "card.json")
+        for name, expected in card.files.items():
+            if not (folder / name).is_file():
+                raise CardError(f"{folder / name} is missing, but the card lists it; copy the whole folder")
+            found = sha256_file(folder / name)
+            if found != expected:
+                raise CardError(
+                    f"{folder / name} has SHA-256 {found}, the card says {expected}: the file was altered or is "
+                    "incomplete; copy it again"
+                )
+        model = JointFlow(card.networks)
+        model.load_weights(folder, card.files)
+        return cls(card, model, _read_plan(folder / "plan.json"))
+
+    # -- verbs -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int | Sequence[int] = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Sample:
+        """Make `n` cases from nothing, on the generator's grid.
+
+        Args:
+            n: number of cases, >= 1.
+            seed: one integer, or `n` of them.
+            steps: sampler steps, >= 1 (default: the card's).
+            guidance: weight of the label on the image, 1 is none (Ho and Salimans 2022; default: the card's).
+        """
+        self._require("sample")
+        if n < 1:
+            raise DiffaugError(f"n must be at least 1, got {n}")
+        settings = self._settings(steps, guidance)
+        noise = self._noise(case_seeds(seed, n))
+        images, labels = self._chunked(lambda i, l: self.model.sample(i, l, **settings), *noise)
+        return Sample(self._typical(images), self._decode_label(labels), self.grid.affine)
+
+    @torch.no_grad()
+    def paint(
+        self,
+        label: Tensor,
+        affine: ArrayLike,
+        *,
+        seed: int | Sequence[int] = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        label_mapping: Mapping[int, int] | None = None,
+        box: Box | None = None,
+    ) -> Tensor:
+        """Make an image that shows the anatomy of a label map, on the label map's own voxels.
+
+        Returns `(B, C, I, J, K)` float32 in the card's typical units. Voxels that the generator's grid does not cover have
+        the value of the lower end of the intensity range.
+
+        Raises:
+            LabelError: for ids that the generator does not know, or a label map without foreground.
+        """
+        self._require("paint")
+        settings = self._settings(steps, guidance)
+        label = _check_label(label)
+        affines = _affines(affine, len(label))
+        cases = [
+            self._place(label.shape[2:], a, label=row, label_mapping=label_mapping, box=box)
+            for row, a in zip(label, affines, strict=True)
+        ]
+        for index, case in enumerate(cases):
+            if case.one_hot is None or not bool(case.one_hot[:, 1:].any()):
+                raise LabelError(f"label map {index} of the batch shows no structure on the generator's grid")
+        image_noise, label_noise = self._noise(case_seeds(seed, len(label)))
+        painted = self._chunked(
+            lambda z, i, l: self.model.paint(z, i, l, **settings), self._conditions(cases), image_noise, label_noise
+        )[0]
+        decoded = self._chunked(self.model.decode_image, painted)[0].cpu()
+        intensity = typical_map(self.card.intensity)
+        floor = intensity.low.float().view(1, -1, 1, 1, 1)
+        out = floor.expand(len(label), -1, *label.shape[2:]).clone()
+        for n, case in enumerate(cases):
+            values, window = case.placement.from_grid(decoded[n : n + 1])
+            case.placement.put_back(out[n], intensity.denormalise(values[0]), window)
+        return out.to(label.device)
+
+    @torch.no_grad()
+    def vary(
+        self,
+        image: Tensor,
+        label: Tensor | None,
+        affine: ArrayLike,
+        *,
+        strength: float | None = None,
+        seed: int | Sequence[int] = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        label_mapping: Mapping[int, int] | None = None,
+        allow_label_drift: bool = False,
+        residual: bool = True,
+        box: Box | None = None,
+    ) -> Tensor:
+        """Make another image of the same anatomy: SDEdit (Meng et al. 2022) in latent space, given the label.
+
+        `out = x + m (D(z') - D(z))`: D the decoder, z the code of x, z' the varied code, m a mask that fades to 0 where the
+        volume goes on beyond the grid. Voxels outside the grid are untouched.
+
+        Args:
+            strength: noise level from which the variation starts: 0 returns the input exactly, 1 keeps only the label.
+            allow_label_drift: vary without conditioning on a label; the anatomy may move.
+            residual: False gives the plain decode D(z') instead, which does not carry the scan's own noise (for data that
+                leave the house). It needs a volume that the grid covers.
+
+        Raises:
+            LabelError: the label is missing and drift is not allowed, or it holds ids that the generator does not know.
+            DiffaugError: a larger scan with neither label nor box.
+        """
+        self._require("vary")
+        strength = self.card.defaults.strength if strength is None else strength
+        if not 0 <= strength <= 1:
+            raise DiffaugError(f"strength must lie in [0, 1], got {strength}")
+        settings = self._settings(steps, guidance)
+        seeds = case_seeds(seed, len(image))
+        cases = self._read(image, label, affine, label_mapping, allow_label_drift, [box] * len(image))
+        if residual and strength == 0:
+            return image.clone()
+        if not residual:
+            _require_covered(cases)
+        clean = self._encode_images(cases)
+        varied = clean
+        if strength > 0:
+            image_noise, label_noise = self._noise(seeds)
+            varied = self._chunked(
+                lambda z, i, l, c: self.model.paint(c, i, l, start=(z, strength), **settings),
+                clean,
+                image_noise,
+                label_noise,
+                self._conditions(cases),
+            )[0]
+        decoded = self._chunked(self.model.decode_image, varied)[0].to(image.device)
+        if residual:
+            original = self._chunked(self.model.decode_image, clean)[0].to(image.device)
+            return self._add_residuals(image, cases, decoded - original)
+        return self._replace(image, cases, decoded)
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        image: Tensor,
+        mask: Tensor,
+        label: Tensor | None,
+        affine: ArrayLike,
+        *,
+        seed: int | Sequence[int] = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        label_mapping: Mapping[int, int] | None = None,
+        allow_label_drift: bool = False,
+        box: Box | None = None,
+    ) -> Tensor:
+        """Make a region anew, given the rest and the label; voxels outside `mask` come back bit-identical.
+
+        Args:
+            mask: `(B, 1, I, J, K)`, nonzero where the image is made anew. Inside it the new content fades in over 2 voxels.
+
+        Raises:
+            LabelError, DiffaugError: as for `vary`.
+        """
+        self._require("inpaint")
+        settings = self._settings(steps, guidance)
+        if mask.shape != (len(image), 1, *image.shape[2:]):
+            raise DiffaugError(
+                f"mask must have shape {(len(image), 1, *image.shape[2:])} like the image, got {tuple(mask.shape)}"
+            )
+        mask = mask.to(image.device) != 0
+        seeds = case_seeds(seed, len(image))
+        # Without a label or box the grid lies around each case's own mask; where that is empty, anywhere.
+        whole = ((0, image.shape[2]), (0, image.shape[3]), (0, image.shape[4]))
+        boxes = [box or (bounding_box(row[0]) or whole if label is None else None) for row in mask]
+        cases = self._read(image, label, affine, label_mapping, allow_label_drift, boxes)
+        for n, case in enumerate(cases):
+            covered = int(case.placement.take(mask[n], case.placement.window()).sum())
+            if covered < int(mask[n].sum()):
+                raise VerbError(
+                    f"the mask of case {n} has {int(mask[n].sum())} voxels, the generator's grid around the label or box "
+                    f"covers {covered} of them: inpaint a smaller region, or give box=... around it"
+                )
+        grid_masks = torch.cat(
+            [case.placement.to_grid(row[None]) for case, row in zip(cases, mask, strict=True)]
+        )
+        downsampling = self.card.networks.image_autoencoder.downsampling
+        masks = latent_mask((grid_masks > 0).to(self.device), downsampling)
+        image_noise, label_noise = self._noise(seeds)
+        painted = self._chunked(
+            lambda z, i, l, c, m: self.model.paint(c, i, l, start=(z, 1.0), mask=m, **settings),
+            self._encode_images(cases),
+            image_noise,
+            label_noise,
+            self._conditions(cases),
+            masks,
+        )[0]
+        decoded = self._chunked(self.model.decode_image, painted)[0].to(image.device)
+        out = image.clone()
+        for n, case in enumerate(cases):
+            assert case.intensity is not None
+            values, window = case.placement.from_grid(decoded[n : n + 1])
+            weight = _fade_inside(mask[n], case.placement, window)
+            old = case.placement.take(image[n], window)
+            new = old.double() * (1 - weight) + case.intensity.denormalise(values[0]) * weight
+            new = torch.where(weight > 0, _to_dtype(new, image.dtype), old)
+            case.placement.put_back(out[n], new, window)
+        return out
+
+    @torch.no_grad()
+    def segment(
+        self,
+        image: Tensor,
+        affine: ArrayLike,
+        *,
+        seed: int | Sequence[int] = 0,
+        steps: int | None = None,
+        box: Box | None = None,
+    ) -> Tensor:
+        """The generator's own opinion of the labels of an image: `(B, 1, I, J, K)` int16; background outside the grid."""
+        self._require("segment")
+        settings = self._settings(steps, None)
+        settings.pop("guidance")
+        _, label_noise = self._noise(case_seeds(seed, len(image)))
+        cases = self._read(image, None, affine, None, True, [box] * len(image))
+        latents = self._chunked(
+            lambda z, l: self.model.segment(z, l, **settings), self._encode_images(cases), label_noise
+        )[0]
+        shares = self._chunked(self.model.decode_label, latents)[0].softmax(dim=1).to(image.device)
+        out = torch.zeros((len(image), 1, *image.shape[2:]), dtype=torch.int16, device=image.device)
+        for n, case in enumerate(cases):
+            values, window = case.placement.from_grid(shares[n : n + 1])
+            case.placement.put_back(out[n], self.vocabulary.from_scores(values)[0], window)
+        return out
+
+    @torch.no_grad()
+    def encode(self, image: Tensor, affine: ArrayLike, *, box: Box | None = None) -> Tensor:
+        """The latent `(B, Z, i, j, k)` of an image, zero mean and unit variance per channel over the training cases."""
+        self._require("encode")
+        return self._encode_images(self._read(image, None, affine, None, True, [box] * len(image)))
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        """The image `(B, C, *grid.shape)` float32 of a latent, on the generator's grid, in the card's typical units."""
+        self._require("decode")
+        config = self.card.networks.denoiser
+        expected = (config.image_channels, *config.latent_shape)
+        if latent.shape[1:] != expected:
+            raise DiffaugError(f"a latent must have shape (B, {', '.join(map(str, expected))}), got {tuple(latent.shape)}")
+        return self._typical(latent.to(self.device))
+
+    # -- ways in and out -------------------------------------------------------------------------------------------
+
+    def _require(self, verb: str) -> None:
+        if verb not in self.verbs:
+            raise VerbError(f"{self.name} has no verb {verb!r}; it has {', '.join(sorted(self.verbs))}")
+
+    def _settings(self, steps: int | None, guidance: float | None) -> dict[str, Any]:
+        defaults = self.card.defaults
+        steps = defaults.steps if steps is None else steps
+        guidance = defaults.guidance if guidance is None else guidance
+        if steps < 1:
+            raise DiffaugError(f"steps must be at least 1, got {steps}")
+        if guidance < 0:
+            raise DiffaugError(f"guidance must be at least 0 (1 is none), got {guidance}")
+        return {"steps": steps, "guidance": guidance, "shift": defaults.shift, "sampler": defaults.sampler}
+
+    def _read(
+        self,
+        image: Tensor,
+        label: Tensor | None,
+        affine: ArrayLike,
+        label_mapping: Mapping[int, int] | None,
+        allow_label_drift: bool,
+        boxes: Sequence[Box | None],
+    ) -> list[_Case]:
+        """Bring a batch of cases onto the grid, after checking all of it."""
+        if image.ndim != 5 or image.shape[1] != len(self.card.channels):
+            raise DiffaugError(
+                f"image must have shape (B, {len(self.card.channels)}, I, J, K) with the channels "
+                f"{self.card.channels}, got {tuple(image.shape)}"
+            )
+        if image.dtype == torch.bool or image.is_complex():
+            raise DiffaugError(f"the image must hold integers or floats, got {image.dtype}")
+        if bad := [n for n, row in enumerate(image) if not bool(torch.isfinite(row).all())]:
+            raise DiffaugError(f"the image holds NaN or infinite values in case(s) {bad} of the batch: replace them first")
+        if label is None and self.knows_labels and not allow_label_drift:
+            raise LabelError(
+                f"{self.name} preserves a label only if it is given: pass the label map, or allow_label_drift=True if the "
+                "anatomy may move"
+            )
+        if label is not None:
+            if not self.knows_labels and not allow_label_drift:
+                raise LabelError(
+                    f"{self.name} knows no labels and cannot preserve one: pass allow_label_drift=True if the anatomy may "
+                    "move"
+                )
+            label = _check_label(label)
+            if label.shape[0] != image.shape[0] or label.shape[2:] != image.shape[2:]:
+                raise LabelError(f"label {tuple(label.shape)} does not match image {tuple(image.shape)}")
+        cases = []
+        for n, (a, box) in enumerate(zip(_affines(affine, len(image)), boxes, strict=True)):
+            row = None if label is None else label[n]
+            case = self._place(image.shape[2:], a, label=row, label_mapping=label_mapping, box=box)
+            intensity = fit_intensity_map(image[n], self.card.intensity)
+            on_grid = case.placement.to_grid(image[n : n + 1], intensity.normalise)
+            cases.append(_Case(case.placement, on_grid, intensity, case.one_hot))
+        return cases
+
+    def _place(
+        self,
+        shape: Sequence[int],
+        affine: NDArray[np.float64],
+        *,
+        label: Tensor | None,
+        label_mapping: Mapping[int, int] | None,
+        box: Box | None,
+    ) -> _Case:
+        """Place a volume of spatial `shape` on the grid, with its label map `(1, I, J, K)` where there is one."""
+        if label is None:
+            return _Case(place(self.grid, shape, affine, box=box))
+        if not self.knows_labels:
+            return _Case(place(self.grid, shape, affine, foreground=label[0] != 0, box=box))
+        indices = self.vocabulary.indices(label[None], label_mapping)
+        placement = place(self.grid, shape, affine, foreground=indices[0, 0] != 0, box=box)
+        return _Case(placement, one_hot=placement.label_to_grid(indices, self.vocabulary.spread))
+
+    def _add_residuals(self, image: Tensor, cases: list[_Case], differences: Tensor) -> Tensor:
+        out = image.clone()
+        for n, case in enumerate(cases):
+            assert case.intensity is not None
+            faded = differences[n : n + 1] * case.placement.fade().to(differences.device)
+            values, window = case.placement.from_grid(faded)
+            change = case.intensity.denormalise_difference(values[0])
+            old = case.placement.take(image[n], window)
+            new = _to_dtype(case.intensity.bound(old.double() + change), image.dtype)
+            case.placement.put_back(out[n], torch.where(change == 0, old, new), window)
+        return out
+
+    def _replace(self, image: Tensor, cases: list[_Case], decoded: Tensor) -> Tensor:
+        out = torch.empty_like(image)
+        for n, case in enumerate(cases):
+            assert case.intensity is not None
+            values, window = case.placement.from_grid(decoded[n : n + 1])
+            values = _to_dtype(case.intensity.denormalise(values[0]), image.dtype)
+            case.placement.put_back(out[n], values, window)
+        return out
+
+    # -- networks, always in chunks of one size --------------------------------------------------------------------
+
+    def _noise(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        config = self.card.networks.denoiser
+        channels = config.image_channels + config.label_channels
+        noise = gaussian_noise(seeds, (channels, *config.latent_shape), self.device)
+        return noise[:, : config.image_channels], noise[:, config.image_channels :]
+
+    def _encode_images(self, cases: list[_Case]) -> Tensor:
+        images = torch.cat([case.image for case in cases if case.image is not None]).to(self.device)
+        return self._chunked(self.model.encode_image, images)[0]
+
+    def _conditions(self, cases: list[_Case]) -> Tensor:
+        """Label latents of the cases, or tensors without channels where there is no label to condition on."""
+        labels = [case.one_hot for case in cases if case.one_hot is not None]
+        if not labels:
+            return torch.zeros(len(cases), 0, *self.card.networks.denoiser.latent_shape, device=self.device)
+        return self._chunked(self.model.encode_label, torch.cat(labels).to(self.device))[0]
+
+    def _typical(self, latents: Tensor) -> Tensor:
+        """Image latents to volumes on the grid, in the card's typical units."""
+        volumes = self._chunked(self.model.decode_image, latents)[0].cpu()
+        return typical_map(self.card.intensity).denormalise(volumes).float()
+
+    def _decode_label(self, latents: Tensor) -> Tensor:
+        if not self.knows_labels:
+            return torch.zeros(len(latents), 1, *self.grid.shape, dtype=torch.int16)
+        return self.vocabulary.from_scores(self._chunked(self.model.decode_label, latents)[0].cpu())
+
+    def _chunked(self, function: Callable[..., Tensor | tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Apply `function` to chunks of a fixed number of cases; the last one is filled up and cut again."""
+        size = CPU_CHUNK if self.device.type == "cpu" else GPU_CHUNK
+        count = len(inputs[0])
+        results = []
+        for start in range(0, count, size):
+            rows = [x[start : start + size] for x in inputs]
+            short = size - len(rows[0])
+            if short:
+                rows = [torch.cat([r, r[:1].expand(short, *r.shape[1:])]) for r in rows]
+            output = function(*rows)
+            output = output if isinstance(output, tuple) else (output,)
+            results.append(tuple(o[: size - short] for o in output))
+        return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
+
+
+def _read_plan(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_bytes()) if path.exists() else None
+    except ValueError as error:
+        raise CardError(f"{path} is not valid JSON: {error}; copy it again") from error
+
+
+def _require_covered(cases: list[_Case]) -> None:
+    for n, case in enumerate(cases):
+        covered = tuple(stop - start for start, stop in case.placement.window())
+        if covered != case.placement.source_shape:
+            raise VerbError(
+                f"a plain decode (residual=False) covers {covered} of the {case.placement.source_shape} voxels of "
+                f"case {n} (grid's axis order); crop the case to the box around its label first"
+            )
+
+
+def _check_label(label: Tensor) -> Tensor:
+    if label.ndim != 5 or label.shape[1] != 1:
+        raise LabelError(f"a label map must have shape (B, 1, I, J, K), got {tuple(label.shape)}")
+    return label
+
+
+def _affines(affine: ArrayLike, count: int) -> list[NDArray[np.float64]]:
+    array = np.asarray(affine.cpu() if isinstance(affine, Tensor) else affine, dtype=np.float64)
+    if array.shape == (4, 4):
+        return [array] * count
+    if array.shape != (count, 4, 4):
+        raise DiffaugError(f"affine must have shape (4, 4) or ({count}, 4, 4), got {array.shape}")
+    return list(array)
+
+
+def _to_dtype(volume: Tensor, dtype: torch.dtype) -> Tensor:
+    """float64 to `dtype`: rounded and clipped to an integer one."""
+    if dtype.is_floating_point:
+        return volume.to(dtype)
+    limits = torch.iinfo(dtype)
+    return volume.round().clamp(limits.min, limits.max).to(dtype)
+
+
+def _fade_inside(mask: Tensor, placement: Placement, window: Window) -> Tensor:
+    """Weights of the voxels of `window`: 0 outside a bool mask `(1, I, J, K)`, rising to 1 over `INPAINT_RIM` inside."""
+    # With a voxel more on each side, since what lies beyond the window is outside the mask.
+    grown = [(max(0, a - 1), min(n, b + 1)) for (a, b), n in zip(window, placement.source_shape, strict=True)]
+    mask = placement.take(mask, grown)
+    outside = (~mask).float()
+    weight = mask.float()
+    for distance in range(1, INPAINT_RIM + 1):
+        outside = F.max_pool3d(outside, 3, stride=1, padding=1)
+        near = (outside > 0) & mask & (weight == 1)
+        weight[near] = distance / (INPAINT_RIM + 1)
+    inner = (slice(a - g, b - g) for (a, b), (g, _) in zip(window, grown, strict=True))
+    return weight[:, *inner]

@@ -1,0 +1,63 @@
+"""Label maps: from the user's ids to the generator's and to one-hot, and back."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffaug.errors import LabelError
+
+
+class Vocabulary:
+    """The label ids a generator knows, background 0 first: `{0: "background", 1: "Anterior", ...}`."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        self.names = dict(sorted(names.items()))
+        self.ids = list(self.names)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def indices(self, label: Tensor, mapping: Mapping[int, int] | None = None) -> Tensor:
+        """Label map of integer ids to their places in `ids`, background 0: int16, of the same shape.
+
+        `mapping` takes the user's ids to the generator's; ids that it does not name stand for themselves.
+
+        Raises:
+            LabelError: for an id that the generator does not know; shows both vocabularies.
+        """
+        values = (label.float() if label.is_floating_point() else label).cpu().numpy()
+        found = np.unique(values)
+        if not np.array_equal(found, np.round(found)) or not np.isfinite(found).all():
+            raise LabelError("the label map holds values that are not integers: give integer label ids")
+        present = [int(value) for value in found]
+        mapping = dict(mapping or {})
+        known = ", ".join(f"{k}: {v}" for k, v in self.names.items())
+        if targets := sorted(set(mapping.values()) - self.names.keys()):
+            raise LabelError(f"label_mapping leads to {targets}, but the generator's vocabulary is {{{known}}}")
+        if unknown := [value for value in present if mapping.get(value, value) not in self.names]:
+            raise LabelError(
+                f"label id(s) {unknown} are not in the generator's vocabulary {{{known}}}; the label map holds {present}. "
+                "Say which is which with label_mapping={your id: generator id}, for example "
+                f"{{{unknown[0]}: {self.ids[-1]}}} (0 is background)"
+            )
+        indices = np.zeros(values.shape, np.int16)
+        for value in present:
+            if place := self.ids.index(mapping.get(value, value)):
+                indices[values == value] = place
+        return torch.from_numpy(indices).to(label.device)
+
+    def spread(self, indices: Tensor) -> Tensor:
+        """What `indices` gives, `(B, 1, I, J, K)`, to one-hot float32 `(B, L, I, J, K)`."""
+        places = torch.arange(len(self), dtype=indices.dtype, device=indices.device)
+        return (indices == places.view(-1, 1, 1, 1)).float()
+
+    def one_hot(self, label: Tensor, mapping: Mapping[int, int] | None = None) -> Tensor:
+        """Label map `(B, 1, I, J, K)` of integer ids to one-hot float32 `(B, L, I, J, K)`; see `indices`."""
+        return self.spread(self.indices(label, mapping))
+
+    def from_scores(self, scores: Tensor) -> Tensor:
+        """Logits or shares `(B, L, I, J, K)` to the label map `(B, 1, I, J, K)`, int16."""
+        ids = torch.tensor(self.ids, dtype=torch.int16, device=scores.device)
+        return ids[scores.argmax(dim=1, keepdim=True)]

@@ -1,0 +1,32 @@
+"""Seeds: every case of a batch has its own, and its noise depends on nothing else."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffaug.errors import DiffaugError
+
+
+def case_seed(root: int, index: int) -> int:
+    """Seed of case `index` of a run with seed `root`: the same whatever the batch size, the sharding or the order."""
+    return int(np.random.SeedSequence([root, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def case_seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    """One seed per case: derived from an integer, or a sequence of `count` seeds as it is."""
+    if isinstance(seed, (int, np.integer)):
+        return [case_seed(int(seed), index) for index in range(count)]
+    if len(seed) != count:
+        raise DiffaugError(f"{len(seed)} seeds were given for {count} cases; give one integer or one seed per case")
+    return [int(s) for s in seed]
+
+
+def gaussian_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal `(len(seeds), *shape)`; row b depends on `seeds[b]` and `shape` alone.
+
+    Drawn on the CPU, so that a seed means the same noise on every device.
+    """
+    rows = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows).to(device)
