@@ -1,0 +1,202 @@
+"""Training of the two autoencoders, together, on augmented volumes."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffaug.generators.autoencoder import Autoencoder
+from diffaug.generators.joint_flow import JointFlow
+from diffaug.generators.seeds import case_seed
+from diffaug.training.augmentation import Augmenter
+from diffaug.training.cases import Canvases
+from diffaug.training.loop import History, run_loop
+from diffaug.training.plan import Plan
+from diffaug.progress import Progress
+
+Batch = tuple[NDArray[np.float32], NDArray[np.uint8]]
+
+
+class Autoencoders(nn.Module):
+    """The image autoencoder and, where labels are known, the label autoencoder."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        noise = plan.autoencoder_training.latent_noise
+        self.image = Autoencoder(plan.image_autoencoder, noise)
+        self.label = Autoencoder(plan.label_autoencoder, noise) if plan.label_autoencoder else None
+
+    def forward(self, image: Tensor, one_hot: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Reconstruction of the image and logits of the label map."""
+        return self.image(image, generator), None if self.label is None else self.label(one_hot, generator)
+
+
+def image_loss(output: Tensor, target: Tensor, gradient_weight: float) -> Tensor:
+    """Mean absolute error, plus that of the finite differences along the three axes (edges)."""
+    error = output.float() - target
+    loss = error.abs().mean()
+    for axis in (2, 3, 4):
+        loss = loss + gradient_weight / 3 * error.diff(dim=axis).abs().mean()
+    return loss
+
+
+def label_loss(logits: Tensor, one_hot: Tensor) -> Tensor:
+    """Cross-entropy plus soft Dice of the foreground labels."""
+    logits = logits.float()
+    cross_entropy = -(F.log_softmax(logits, dim=1) * one_hot).sum(dim=1).mean()
+    shares = logits.softmax(dim=1)[:, 1:]
+    truth = one_hot[:, 1:]
+    overlap = (shares * truth).sum(dim=(0, 2, 3, 4))
+    dice = (2 * overlap + 1) / (shares.sum(dim=(0, 2, 3, 4)) + truth.sum(dim=(0, 2, 3, 4)) + 1)
+    return cross_entropy + 1 - dice.mean()
+
+
+def one_hot(labels: NDArray[np.uint8] | Tensor, classes: int) -> Tensor:
+    """Label indices `(B, I, J, K)` to one-hot float32 `(B, L, I, J, K)`."""
+    return F.one_hot(torch.as_tensor(np.array(labels)).long(), classes).movedim(-1, 1).float()
+
+
+class AugmentedBatches:
+    """Batch n of augmented cases, the next one being drawn by a thread while this one is used."""
+
+    def __init__(self, plan: Plan, canvases: Canvases, batch: int, rank: int, ranks: int) -> None:
+        self.plan, self.canvases, self.batch = plan, canvases, batch
+        self.rank, self.ranks = rank, ranks
+        self.augmenter = Augmenter(plan.augmentation, plan.grid.shape)
+        self.pool = ThreadPoolExecutor(1)
+        self.ahead: tuple[int, Future[Batch]] | None = None
+
+    def __call__(self, step: int) -> Batch:
+        if self.ahead is None or self.ahead[0] != step:
+            batch = self._draw(step)
+        else:
+            batch = self.ahead[1].result()
+        self.ahead = (step + 1, self.pool.submit(self._draw, step + 1))
+        return batch
+
+    def _draw(self, step: int) -> Batch:
+        seed = case_seed(self.plan.seed, 2 * step)
+        chosen = np.random.default_rng(seed).integers(len(self.canvases), size=self.batch)
+        mine = range(self.rank, self.batch, self.ranks)
+        cases = [self.canvases.case(int(chosen[n])) for n in mine]
+        return self.augmenter.draw_batch(cases, [case_seed(seed, n) for n in mine])
+
+
+def train_autoencoders(
+    plan: Plan,
+    training: Canvases,
+    validation: Canvases,
+    folder: Path,
+    accelerator: Accelerator,
+    progress: Progress,
+    initial: JointFlow | None = None,
+) -> tuple[Autoencoders, History]:
+    """Train until the plan's iterations are done; returns the averaged networks in evaluation mode.
+
+    Args:
+        initial: a model of the same sizes to start from.
+    """
+    settings = plan.autoencoder_training
+    torch.manual_seed(plan.seed)
+    networks = Autoencoders(plan)
+    if initial is not None:
+        networks.image.load_state_dict(initial.image.state_dict())
+        if networks.label is not None and initial.label is not None:
+            networks.label.load_state_dict(initial.label.state_dict())
+    classes = max(len(plan.labels), 1)
+    batches = AugmentedBatches(
+        plan, training, settings.batch, accelerator.process_index, accelerator.num_processes
+    )
+    held_out = [validation.on_grid(n, plan.grid.shape) for n in range(len(validation))]
+
+    def loss(module: nn.Module, step: int) -> dict[str, Tensor]:
+        images, labels = batches(step)
+        generator = torch.Generator().manual_seed(case_seed(plan.seed, 2 * step + 1) + accelerator.process_index)
+        image = torch.from_numpy(images).to(accelerator.device)
+        truth = one_hot(labels, classes).to(accelerator.device)
+        output, logits = module(image, truth, generator)
+        losses = {"image": image_loss(output, image, settings.gradient_weight)}
+        if logits is not None:
+            losses["label"] = label_loss(logits, truth)
+        losses["loss"] = torch.stack(list(losses.values())).sum()
+        return losses
+
+    def evaluate(module: nn.Module) -> dict[str, float]:
+        return validation_figures(module, held_out, classes, accelerator, settings.gradient_weight)
+
+    average, history = run_loop(
+        accelerator=accelerator,
+        module=networks,
+        loss=loss,
+        evaluate=evaluate,
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        weight_decay=0.0,
+        decay_fraction=0.5,
+        ema=0.995,
+        evaluate_every=plan.evaluate_every,
+        checkpoint_every=plan.checkpoint_every,
+        checkpoint=folder / "autoencoders.pt",
+        progress=progress,
+        title="autoencoders",
+    )
+    average.copy_to(networks)
+    _standardise(networks, training, plan, accelerator)
+    return networks.eval(), history
+
+
+@torch.no_grad()
+def validation_figures(
+    networks: nn.Module,
+    held_out: list[Batch],
+    classes: int,
+    accelerator: Accelerator,
+    gradient_weight: float,
+) -> dict[str, float]:
+    """Loss, PSNR (dB, over the range -1 to 1) of images and Dice of label round trips on held-out cases."""
+    losses, psnr, dice = [], [], []
+    for image, label in held_out:
+        x = torch.from_numpy(image[None]).to(accelerator.device)
+        truth = one_hot(label[None], classes).to(accelerator.device)
+        with accelerator.autocast():
+            output = networks.image.decode(networks.image.encode(x)).float()
+        loss = image_loss(output, x, gradient_weight)
+        psnr.append(float(10 * torch.log10(4 / (output.clamp(-1, 1) - x.clamp(-1, 1)).square().mean())))
+        if networks.label is not None:
+            with accelerator.autocast():
+                logits = networks.label.decode(networks.label.encode(truth)).float()
+            loss = loss + label_loss(logits, truth)
+            found = F.one_hot(logits.argmax(dim=1), classes).movedim(-1, 1)[:, 1:].float()
+            overlap = (found * truth[:, 1:]).sum(dim=(0, 2, 3, 4))
+            total = (found + truth[:, 1:]).sum(dim=(0, 2, 3, 4))
+            dice.append(float((2 * overlap / total.clamp(min=1))[total > 0].mean()))
+        losses.append(float(loss))
+    figures = {"loss": float(np.mean(losses)), "psnr": float(np.mean(psnr))}
+    if dice:
+        figures["label_dice"] = float(np.mean(dice))
+    return figures
+
+
+@torch.no_grad()
+def _standardise(networks: Autoencoders, training: Canvases, plan: Plan, accelerator: Accelerator) -> None:
+    """Set the latents' running mean and variance to those of the training cases under the averaged weights."""
+    norms = [m for m in networks.modules() if isinstance(m, nn.BatchNorm3d)]
+    networks.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    for n in range(0, len(training), 8):
+        cases = [training.on_grid(m, plan.grid.shape) for m in range(n, min(n + 8, len(training)))]
+        image = torch.from_numpy(np.stack([c[0] for c in cases])).to(accelerator.device)
+        networks.image.encode(image)
+        if networks.label is not None:
+            networks.label.encode(
+                one_hot(np.stack([c[1] for c in cases]), len(plan.labels)).to(accelerator.device)
+            )
+    networks.eval()

@@ -1,0 +1,340 @@
+"""`fit`: from a labelled dataset to a generator, by itself; interrupted, the same call goes on."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from diffaug.datasets.checking import check_dataset
+from diffaug.datasets.reading import CaseFiles, Dataset
+from diffaug.errors import DiffaugError
+from diffaug.files import atomic_write_json, atomic_write_text
+from diffaug.generators.card import VERBS, Card, CardGrid, Networks, Training
+from diffaug.generators.generator import Generator
+from diffaug.generators.joint_flow import JointFlow
+from diffaug.training.autoencoder import train_autoencoders
+from diffaug.training.cases import make_canvases
+from diffaug.training.denoiser import train_denoiser
+from diffaug.training.fingerprint import Fingerprint, file_stamps, record_training_scans, take_fingerprint
+from diffaug.training.loop import History, make_accelerator
+from diffaug.training.plan import Plan, read_plan
+from diffaug.training.planning import make_plan
+from diffaug.progress import Progress
+from diffaug.training.report import validation_report
+
+# Share of the patients that is held out where no split file says which.
+HELD_OUT = 0.1
+PRIVATE = "private"
+_README = """Stays with you: this folder holds your scans (canvases, latents), checkpoints, and training_scans.json,
+the salted hashes by which diffaug recognises the scans that trained this generator. Share the folder above without it.
+"""
+
+
+@dataclass(frozen=True)
+class Subsets:
+    """The cases that fit weights and those that measure them."""
+
+    train: tuple[CaseFiles, ...]
+    validation: tuple[CaseFiles, ...]
+    counts: dict[str, int]
+    patients: dict[str, int] | None
+
+
+def fit_generator(
+    dataset: Dataset,
+    output: Path,
+    *,
+    name: str | None = None,
+    budget: float = 4 * 3600.0,
+    plan: Path | None = None,
+    dry_run: bool = False,
+    init: Path | None = None,
+    mirror_axes: tuple[int, ...] = (),
+    seed: int = 0,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Plan | Generator:
+    """Check, plan, train, measure and save; returns the generator, or for a dry run the plan.
+
+    Args:
+        dataset: what to fit; its "train" subset fits weights, its "validation" subset measures. Without a split a tenth
+            of the patients is held out.
+        output: folder of the generator. `private/` in it holds everything that must not be shared, among it the
+            checkpoints that an interrupted fit continues from.
+        budget: seconds of training to plan for. It fixes numbers of iterations; nothing depends on the clock later.
+        plan: a plan file to train by instead.
+        init: folder of a generator to start from.
+        mirror_axes: grid axes (0 left-right, 1 posterior-anterior, 2 inferior-superior) along which a mirrored case is
+            still a plausible one.
+        device: "cpu" keeps a GPU out of it; otherwise accelerate's choice (the GPU where there is one).
+
+    Raises:
+        DatasetError: everything that is wrong with the data, before any training.
+        DiffaugError: a folder that holds another fit, a plan that does not fit the data.
+    """
+    progress = progress or Progress()
+    accelerator = make_accelerator(device)
+    name = name or output.resolve().name
+    subsets = split_cases(dataset, seed)
+    with progress.task("checking cases", total=len(dataset.cases)) as task:
+        check_dataset(dataset, lambda _: task.advance())
+    if not dataset.patients_given:
+        progress.note("No patient table was given: each case is taken for its own patient.")
+    start = Generator.load(init) if init is not None else None
+
+    private = output / PRIVATE
+    saved_plan, asked_plan = output / "plan.json", read_plan(plan) if plan else None
+    if saved_plan.exists() and not dry_run:
+        settled = read_plan(saved_plan)
+        _refuse_other_plan(settled, asked_plan, saved_plan)
+    elif asked_plan is not None:
+        settled = asked_plan
+    else:
+        fingerprint = _fingerprint(dataset, subsets, private, progress, keep=not dry_run)
+        settled = make_plan(
+            name=name,
+            fingerprint=fingerprint,
+            channels=dataset.channels,
+            labels=dataset.labels,
+            budget=budget,
+            mirror_axes=mirror_axes,
+            seed=seed,
+            accelerator=accelerator,
+            init=start.card if start else None,
+        )
+    _check_plan(settled, dataset)
+    if dry_run:
+        return settled
+
+    if accelerator.is_main_process:
+        private.mkdir(parents=True, exist_ok=True)
+        _check_same_scans(private / "files.json", subsets)
+        atomic_write_text(private / "README.txt", _README)
+        if not saved_plan.exists():
+            atomic_write_text(saved_plan, settled.model_dump_json(indent=2) + "\n")
+        sidecar = private / "training_scans.json"
+        if not sidecar.exists():
+            atomic_write_json(sidecar, record_training_scans(subsets.train, progress))
+    accelerator.wait_for_everyone()
+
+    began = time.monotonic()
+    training = make_canvases(settled, subsets.train, private / "training", progress)
+    validation = make_canvases(settled, subsets.validation, private / "validation", progress)
+    autoencoders, autoencoder_history = train_autoencoders(
+        settled,
+        training,
+        validation,
+        private,
+        accelerator,
+        progress,
+        initial=start.model if start else None,
+    )
+    denoiser, denoiser_history = train_denoiser(
+        autoencoders,
+        settled,
+        training,
+        validation,
+        private,
+        accelerator,
+        progress,
+        initial=start.model.denoiser.state_dict() if start else None,
+    )
+    networks = Networks(
+        image_autoencoder=settled.image_autoencoder,
+        label_autoencoder=settled.label_autoencoder,
+        denoiser=settled.denoiser,
+    )
+    model = JointFlow(networks)
+    model.image.load_state_dict(autoencoders.image.state_dict())
+    if model.label is not None and autoencoders.label is not None:
+        model.label.load_state_dict(autoencoders.label.state_dict())
+    model.denoiser.load_state_dict(denoiser.state_dict())
+    generator = Generator(
+        make_card(
+            settled,
+            dataset,
+            subsets,
+            seconds=autoencoder_history[-1].get("seconds", 0) + denoiser_history[-1].get("seconds", 0),
+            init=start.weights_hash if start else None,
+        ),
+        model,
+        json.loads(settled.model_dump_json()),
+    )
+    if accelerator.is_main_process:
+        histories = {"autoencoders": autoencoder_history, "denoiser": denoiser_history}
+        atomic_write_json(output / "history.json", histories)
+        figures = validation_report(generator, subsets.validation, histories, output, progress)
+        generator.card = generator.card.model_copy(update={"figures": figures})
+        generator.save(output)
+    accelerator.wait_for_everyone()
+    return generator
+
+
+def split_cases(dataset: Dataset, seed: int) -> Subsets:
+    """The dataset's own split, or one by patient: a tenth of the patients, at least one, is held out."""
+    by_name = {case.name: case for case in dataset.cases}
+    if dataset.split is not None:
+        names = {subset: list(found) for subset, found in dataset.split.items() if found}
+    else:
+        patients = sorted({case.patient for case in dataset.cases})
+        if len(patients) < 2:
+            raise DiffaugError(
+                f"{dataset.root} has {len(patients)} patient(s); fitting needs at least 2, one to validate on"
+            )
+        order = np.random.default_rng(seed).permutation(len(patients))
+        held = {patients[n] for n in order[: max(1, round(HELD_OUT * len(patients)))]}
+        names = {
+            "train": [c.name for c in dataset.cases if c.patient not in held],
+            "validation": [c.name for c in dataset.cases if c.patient in held],
+        }
+    if not names.get("validation"):
+        raise DiffaugError(f"the split of {dataset.root} has no validation cases; add some under \"validation\"")
+    counts = {subset: len(found) for subset, found in names.items()}
+    patients_of = {subset: len({by_name[n].patient for n in found}) for subset, found in names.items()}
+    return Subsets(
+        tuple(by_name[n] for n in names["train"]),
+        tuple(by_name[n] for n in names["validation"]),
+        counts,
+        patients_of if dataset.patients_given else None,
+    )
+
+
+def make_card(
+    plan: Plan, dataset: Dataset, subsets: Subsets, *, seconds: float, init: str | None
+) -> Card:
+    """The card of a freshly fitted generator; figures and file hashes come when it is measured and saved."""
+    labelled = plan.label_autoencoder is not None
+    verbs = [v for v in VERBS if labelled or v not in ("paint", "segment")]
+    return Card(
+        name=plan.name,
+        description=f"Joint image and label flow-matching generator fitted to {dataset.name} "
+        f"({len(subsets.train)} training cases).",
+        networks=Networks(
+            image_autoencoder=plan.image_autoencoder,
+            label_autoencoder=plan.label_autoencoder,
+            denoiser=plan.denoiser,
+        ),
+        grid=CardGrid(**plan.grid.model_dump()),
+        extent=plan.extent,
+        channels=plan.channels,
+        intensity=plan.intensity,
+        labels=plan.labels,
+        verbs=verbs,
+        training=Training(
+            dataset=dataset.name,
+            cases=subsets.counts,
+            patients=subsets.patients,
+            autoencoder_steps=plan.autoencoder_training.steps,
+            denoiser_steps=plan.denoiser_training.steps,
+            seconds=seconds,
+            hardware=_hardware(),
+            init=init,
+        ),
+        licence=dataset.licence or "unknown: the training data's licence was not stated",
+        citation=[dataset.reference] if dataset.reference else [],
+        files={},
+        versions=_versions(),
+    )
+
+
+def _fingerprint(
+    dataset: Dataset, subsets: Subsets, private: Path, progress: Progress, keep: bool
+) -> Fingerprint:
+    file = private / "fingerprint.json"
+    if file.exists():
+        return Fingerprint.model_validate_json(file.read_text())
+    fingerprint = take_fingerprint(dataset, [case.name for case in subsets.train], progress)
+    if keep:
+        atomic_write_text(file, fingerprint.model_dump_json(indent=2) + "\n")
+    return fingerprint
+
+
+def _refuse_other_plan(settled: Plan, asked: Plan | None, file: Path) -> None:
+    if asked is None or asked == settled:
+        return
+    old, new = _flat(settled.model_dump()), _flat(asked.model_dump())
+    lines = [f"  {k}: {old.get(k)} there, {new.get(k)} asked" for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    raise DiffaugError(
+        f"{file} holds another plan than the one given:\n" + "\n".join(lines) + "\nUse another --output, or the same plan."
+    )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _flat(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def _check_plan(plan: Plan, dataset: Dataset) -> None:
+    problems = []
+    if plan.channels != list(dataset.channels):
+        problems.append(f"channels are {plan.channels}, the dataset has {list(dataset.channels)}")
+    if plan.labels != dataset.labels:
+        problems.append(f"labels are {plan.labels}, the dataset has {dataset.labels}")
+    downsampling = plan.image_autoencoder.downsampling
+    latent = tuple(n // d for n, d in zip(plan.grid.shape, downsampling, strict=True))
+    if any(n % d for n, d in zip(plan.grid.shape, downsampling, strict=True)) or latent != plan.denoiser.latent_shape:
+        problems.append(
+            f"grid.shape {plan.grid.shape} divided by downsampling {downsampling} is not denoiser.latent_shape "
+            f"{plan.denoiser.latent_shape}"
+        )
+    label = plan.label_autoencoder
+    if label is not None and label.downsampling != downsampling:
+        problems.append("image_autoencoder and label_autoencoder must have the same downsampling")
+    expected = (plan.image_autoencoder.latent_channels, label.latent_channels if label else 0)
+    if (plan.denoiser.image_channels, plan.denoiser.label_channels) != expected:
+        problems.append(f"denoiser.image_channels and label_channels must be {expected}")
+    if problems:
+        raise DiffaugError("the plan does not fit:\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def _check_same_scans(file: Path, subsets: Subsets) -> None:
+    """An interrupted fit goes on only with the files it began with."""
+    stamps = {
+        "train": file_stamps(subsets.train),
+        "validation": file_stamps(subsets.validation),
+    }
+    if not file.exists():
+        atomic_write_json(file, stamps)
+        return
+    before = json.loads(file.read_text())
+    changed = [
+        name
+        for subset in stamps
+        for name in sorted(stamps[subset].keys() | before[subset].keys())
+        if stamps[subset].get(name) != before[subset].get(name)
+    ]
+    if changed:
+        raise DiffaugError(
+            f"{len(changed)} case(s) were added, removed or changed since this fit began, first {changed[:3]}: give another "
+            f"--output, or put the files back (sizes and times are in {file})"
+        )
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _versions() -> dict[str, str]:
+    import platform
+
+    import diffaug
+
+    return {
+        "diffaug": diffaug.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,224 @@
+"""From a fingerprint, the machine and a time budget to a plan."""
+
+import math
+import time
+
+import torch
+from accelerate import Accelerator
+
+from diffaug.errors import DiffaugError
+from diffaug.generators.autoencoder import AutoencoderConfig
+from diffaug.generators.card import Card
+from diffaug.generators.denoiser import DenoiserConfig, JointDenoiser
+from diffaug.generators.intensity import IntensityConvention
+from diffaug.training.augmentation import AugmentationConfig
+from diffaug.training.autoencoder import Autoencoders, image_loss, label_loss
+from diffaug.training.fingerprint import ORIENTATION, Fingerprint
+from diffaug.training.plan import AutoencoderTraining, DenoiserTraining, GridPlan, Plan
+
+# Shares of the time budget; the rest goes to reading, the latent cache and the report.
+AUTOENCODER_SHARE = 0.15
+DENOISER_SHARE = 0.78
+# Training volumes in the latent cache, all rounds together.
+CACHED_LATENTS = 9216
+# Transformer tokens that two cores still sample in half a second.
+MOST_TOKENS = 1024
+# Peak bytes of autoencoder training per voxel of a batch (measured: 2.1 GB at 8 x 40 x 56 x 40), with a margin.
+BYTES_PER_VOXEL = 4000
+
+
+def make_plan(
+    *,
+    name: str,
+    fingerprint: Fingerprint,
+    channels: tuple[str, ...],
+    labels: dict[int, str],
+    budget: float,
+    mirror_axes: tuple[int, ...],
+    seed: int,
+    accelerator: Accelerator,
+    init: Card | None = None,
+) -> Plan:
+    """Choose grid, networks, batches and iterations.
+
+    Args:
+        budget: seconds of training that the user grants; becomes a number of iterations by timing a few here and now.
+        init: card of the generator to start from: its grid, intensity convention and networks are kept.
+
+    Raises:
+        DiffaugError: for a dataset or budget that no plan fits.
+    """
+    if init is not None:
+        _check_init(init, channels, labels)
+        grid = GridPlan(
+            orientation=init.grid.orientation, spacing=init.grid.spacing, shape=init.grid.shape
+        )
+        intensity = init.intensity
+        image, label = init.networks.image_autoencoder, init.networks.label_autoencoder
+        denoiser = init.networks.denoiser
+    else:
+        intensity = plan_intensity(fingerprint, channels)
+        spacing = fingerprint.spacing_median
+        downsampling = plan_downsampling(spacing)
+        patch = (2, 2, 2)
+        grid = plan_grid(fingerprint, tuple(d * p for d, p in zip(downsampling, patch, strict=True)))
+        while math.prod(n // (d * p) for n, d, p in zip(grid.shape, downsampling, patch, strict=True)) > MOST_TOKENS:
+            downsampling = tuple(2 * d for d in downsampling)
+            grid = plan_grid(fingerprint, tuple(d * p for d, p in zip(downsampling, patch, strict=True)))
+        image, label = plan_autoencoders(downsampling, len(channels), len(labels))
+        denoiser = DenoiserConfig(
+            image_channels=image.latent_channels,
+            label_channels=label.latent_channels if label else 0,
+            latent_shape=tuple(n // d for n, d in zip(grid.shape, downsampling, strict=True)),
+            patch=patch,
+        )
+    voxels = math.prod(grid.shape)
+    batch = max(1, min(8, int(0.4 * _memory(accelerator.device) / (voxels * BYTES_PER_VOXEL))))
+    draft = Plan(
+        name=name,
+        grid=grid,
+        channels=list(channels),
+        labels=labels,
+        intensity=intensity,
+        image_autoencoder=image,
+        label_autoencoder=label,
+        denoiser=denoiser,
+        augmentation=AugmentationConfig(mirror_axes=mirror_axes),
+        autoencoder_training=AutoencoderTraining(steps=1, batch=batch),
+        denoiser_training=DenoiserTraining(
+            steps=1, rounds=max(4, min(64, math.ceil(CACHED_LATENTS / fingerprint.cases)))
+        ),
+        seed=seed,
+    )
+    autoencoder_seconds, denoiser_seconds = time_steps(draft, accelerator)
+    autoencoder_steps = int(AUTOENCODER_SHARE * budget / autoencoder_seconds)
+    denoiser_steps = int(DENOISER_SHARE * budget / denoiser_seconds)
+    if min(autoencoder_steps, denoiser_steps) < 1:
+        raise DiffaugError(
+            f"a budget of {budget:.0f} s is too small: one step of the autoencoders takes {autoencoder_seconds:.2f} s, one "
+            f"of the denoiser {denoiser_seconds:.2f} s on {accelerator.device}; a useful fit needs thousands of each"
+        )
+    return draft.model_copy(
+        update={
+            "autoencoder_training": draft.autoencoder_training.model_copy(
+                update={"steps": autoencoder_steps}
+            ),
+            "denoiser_training": draft.denoiser_training.model_copy(update={"steps": denoiser_steps}),
+            "evaluate_every": max(1, min(200, denoiser_steps // 20)),
+        }
+    )
+
+
+def plan_grid(fingerprint: Fingerprint, multiple: tuple[int, ...]) -> GridPlan:
+    """Median spacing; a shape that holds every label with 2 voxels around it, and of the image around it as much as half
+    the labels' size again, rounded up to the networks' `multiple`."""
+    spacing = [round(s, 4) for s in fingerprint.spacing_median]
+    shape = []
+    for axis in range(3):
+        wanted = float(fingerprint.shape_median[axis])
+        if fingerprint.label_box_largest_mm is not None:
+            box = fingerprint.label_box_largest_mm[axis] / spacing[axis]
+            wanted = max(box + 4, min(wanted, 1.5 * box))
+        shape.append(math.ceil(wanted / multiple[axis]) * multiple[axis])
+    return GridPlan(
+        orientation=ORIENTATION, spacing=(spacing[0], spacing[1], spacing[2]), shape=(shape[0], shape[1], shape[2])
+    )
+
+
+def plan_downsampling(spacing: list[float]) -> tuple[int, ...]:
+    """4 along the finest axes, less along coarse ones, so that a latent voxel is nearly a cube."""
+    finest = min(spacing)
+    return tuple(4 if s < 1.5 * finest else 2 if s < 3 * finest else 1 for s in spacing)
+
+
+def plan_autoencoders(
+    downsampling: tuple[int, ...], channels: int, labels: int
+) -> tuple[AutoencoderConfig, AutoencoderConfig | None]:
+    """Latents of image and label together hold at most 1/8 as many numbers as the grid has voxels."""
+    total = max(2, min(16, math.prod(downsampling) // 8))
+    label_channels = 0 if labels == 0 else max(1, min(3 if labels <= 4 else 6, total * 3 // 8))
+    levels = max(int(math.log2(d)) for d in downsampling)
+    image = AutoencoderConfig(
+        channels=channels,
+        latent_channels=total - label_channels,
+        downsampling=downsampling,
+        widths=(48, 96, 128, 128)[:levels],
+    )
+    if labels == 0:
+        return image, None
+    label = AutoencoderConfig(
+        channels=labels,
+        latent_channels=label_channels,
+        downsampling=downsampling,
+        widths=(32, 48, 64, 64)[:levels],
+        blocks=1,
+    )
+    return image, label
+
+
+def plan_intensity(fingerprint: Fingerprint, channels: tuple[str, ...]) -> IntensityConvention:
+    """Fixed windows where every channel is CT (HU), each volume's own percentiles otherwise."""
+    pairs = list(zip(fingerprint.intensity_low, fingerprint.intensity_high, strict=True))
+    if channels and all(c.strip().upper() == "CT" for c in channels):
+        return IntensityConvention(kind="window", windows=pairs, typical=pairs)
+    return IntensityConvention(kind="percentile", typical=pairs)
+
+
+def time_steps(plan: Plan, accelerator: Accelerator) -> tuple[float, float]:
+    """Seconds of one training step of the autoencoders and of the denoiser, measured here."""
+    device = accelerator.device
+    autoencoders = Autoencoders(plan).to(device)
+    batch = plan.autoencoder_training.batch
+    image = torch.randn(batch, len(plan.channels), *plan.grid.shape, device=device)
+    truth = torch.zeros(batch, max(len(plan.labels), 1), *plan.grid.shape, device=device)
+    truth[:, 0] = 1
+
+    def autoencoder_step() -> None:
+        with accelerator.autocast():
+            output, logits = autoencoders(image, truth, torch.Generator())
+            loss = image_loss(output, image, 0.5)
+            if logits is not None:
+                loss = loss + label_loss(logits, truth)
+        loss.backward()
+
+    denoiser = JointDenoiser(plan.denoiser).to(device)
+    count, config = plan.denoiser_training.batch, plan.denoiser
+    latent = torch.randn(count, config.image_channels, *config.latent_shape, device=device)
+    label = torch.randn(count, config.label_channels, *config.latent_shape, device=device)
+    levels = torch.rand(count, device=device)
+
+    def denoiser_step() -> None:
+        with accelerator.autocast():
+            velocities = denoiser(latent, label, levels, levels)
+            loss = torch.stack([v.square().sum() for v in velocities]).sum()
+        loss.backward()
+
+    return _seconds(autoencoder_step, device), _seconds(denoiser_step, device)
+
+
+def _seconds(step, device: torch.device) -> float:  # type: ignore[no-untyped-def]
+    best = math.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _memory(device: torch.device) -> float:
+    """Bytes of memory that training may count on."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return float(psutil.virtual_memory().available)
+
+
+def _check_init(init: Card, channels: tuple[str, ...], labels: dict[int, str]) -> None:
+    if len(init.channels) != len(channels) or set(init.labels) != set(labels):
+        raise DiffaugError(
+            f"cannot start from {init.name}: it has channels {init.channels} and labels {init.labels}, the dataset has "
+            f"{list(channels)} and {labels}"
+        )

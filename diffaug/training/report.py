@@ -1,0 +1,120 @@
+"""What a fit shows at its end: figures on the validation cases, a montage and the training curves."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffaug.datasets.reading import CaseFiles, load_case
+from diffaug.figures import montage
+from diffaug.files import atomic_path
+from diffaug.generators.generator import Generator
+from diffaug.progress import Progress
+from diffaug.training.loop import History
+
+# Validation cases that the figures of the verbs are measured on, at most.
+MEASURED_CASES = 20
+
+
+def validation_report(
+    generator: Generator,
+    validation: tuple[CaseFiles, ...],
+    histories: dict[str, History],
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Measure the generator on validation cases and write `montage.png` and `curves.png`; returns figures for the card."""
+    draw_curves(histories, folder / "curves.png")
+    autoencoders, denoiser = histories["autoencoders"], histories["denoiser"]
+    figures: dict[str, Any] = {"measured_on": f"{len(validation)} validation cases"}
+    if autoencoders:
+        figures["reconstruction_psnr_db"] = round(autoencoders[-1]["psnr"], 2)
+        if "label_dice" in autoencoders[-1]:
+            figures["label_round_trip_dice"] = round(autoencoders[-1]["label_dice"], 4)
+    if denoiser:
+        figures["velocity_loss"] = {k: round(v, 4) for k, v in denoiser[-1].items() if not k.startswith(("training", "step"))}
+    cases = [case for case in validation if case.label is not None or not generator.knows_labels][:MEASURED_CASES]
+    agreement = []
+    shown: list[tuple[str, Tensor, Tensor | None]] = []
+    with progress.task("measuring", total=len(cases)) as task:
+        for n, case in enumerate(cases):
+            loaded = load_case(case)
+            image = torch.from_numpy(loaded.image)[None]
+            label = None if loaded.label is None else torch.from_numpy(loaded.label)[None]
+            box = _label_box(label)
+            if label is not None and generator.knows_labels:
+                found = generator.segment(image, loaded.affine, box=box)
+                agreement.append(_dice(found, label))
+            if n < 2:
+                plain = {"strength": 0.0, "residual": False, "box": box}
+                if _covered(generator, image, loaded.affine):
+                    rebuilt = generator.vary(image, label, loaded.affine, allow_label_drift=True, **plain)
+                    shown += [("real", image[0], _first(label)), ("reconstruction", rebuilt[0], _first(label))]
+                else:
+                    shown.append(("real", image[0], _first(label)))
+                if label is not None and "paint" in generator.verbs:
+                    painted = generator.paint(label, loaded.affine, box=box, seed=n)
+                    shown.append(("painted from the label", painted[0], label[0]))
+            task.advance()
+    if agreement:
+        figures["segment_dice"] = round(float(np.mean(agreement)), 4)
+    sample = generator.sample(3)
+    known = generator.knows_labels
+    shown += [("sampled", i, l if known else None) for i, l in zip(sample.image, sample.label, strict=True)]
+    montage(
+        [image.numpy() for _, image, _ in shown],
+        [None if label is None else label.numpy() for _, _, label in shown],
+        [title for title, _, _ in shown],
+        folder / "montage.png",
+    )
+    return figures
+
+
+def draw_curves(histories: dict[str, History], path: Path) -> None:
+    """Training and validation loss of both stages over the steps, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(histories), 3.5), layout="constrained")
+    axes = figure.subplots(1, len(histories), squeeze=False)[0]
+    for ax, (stage, history) in zip(axes, histories.items(), strict=True):
+        steps = [entry["step"] for entry in history]
+        ax.plot(steps, [entry["training_loss"] for entry in history], color="0.7", label="training")
+        ax.plot(steps, [entry["loss"] for entry in history], label="validation (averaged weights)")
+        ax.set(title=stage, xlabel="step", ylabel="loss")
+        ax.legend(frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def _dice(found: Tensor, truth: Tensor) -> float:
+    """Mean Dice over the labels present in `truth`."""
+    values = [int(v) for v in torch.unique(truth) if v != 0]
+    scores = [
+        float(2 * ((found == v) & (truth == v)).sum() / ((found == v).sum() + (truth == v).sum())) for v in values
+    ]
+    return float(np.mean(scores)) if scores else float("nan")
+
+
+def _label_box(label: Tensor | None) -> Any:
+    if label is None or not bool(label.any()):
+        return None
+    found = label[0, 0].nonzero()
+    low, high = found.amin(dim=0).tolist(), (found.amax(dim=0) + 1).tolist()
+    return tuple(zip(low, high, strict=True))
+
+
+def _covered(generator: Generator, image: Tensor, affine: np.ndarray) -> bool:
+    """Whether the grid covers the whole volume, so that a plain decode of all of it exists."""
+    from diffaug.generators.grid import place
+
+    try:
+        placement = place(generator.grid, image.shape[2:], affine)
+    except ValueError:
+        return False
+    return all(stop - start == n for (start, stop), n in zip(placement.window(), placement.source_shape, strict=True))
+
+
+def _first(label: Tensor | None) -> Tensor | None:
+    return None if label is None else label[0]

@@ -1,0 +1,83 @@
+"""Fixtures that every test may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+# Tiny tensors gain nothing from many threads; parallel test workers share the cores.
+_CORES = min(4, os.cpu_count() or 1)
+torch.set_num_threads(max(1, _CORES // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real scans that DIFFAUG_DATA names, Task04_Hippocampus among them; never written to."""
+    folder = os.environ.get("DIFFAUG_DATA")
+    if not folder:
+        pytest.skip("needs real scans: set DIFFAUG_DATA to the folder that holds Task04_Hippocampus")
+    if not (Path(folder) / "Task04_Hippocampus" / "dataset.json").is_file():
+        pytest.fail(f"DIFFAUG_DATA={folder} holds no Task04_Hippocampus/dataset.json")
+    return Path(folder)
+
+
+def make_tiny_generator(seed: int = 0, channels: int = 1, labels: dict[int, str] | None = None) -> "Generator":
+    """A generator with random weights on a (16, 24, 16) grid at 1.5 mm: milliseconds a verb, every verb."""
+    import torch
+
+    from diffaug.generators.autoencoder import AutoencoderConfig
+    from diffaug.generators.card import VERBS, Card, CardGrid, Networks, Training
+    from diffaug.generators.denoiser import DenoiserConfig
+    from diffaug.generators.generator import Generator
+    from diffaug.generators.intensity import IntensityConvention
+    from diffaug.generators.joint_flow import JointFlow
+
+    labels = {0: "background", 1: "head", 2: "body"} if labels is None else labels
+    networks = Networks(
+        image_autoencoder=AutoencoderConfig(
+            channels=channels, latent_channels=4, downsampling=(4, 4, 4), widths=(8, 16), blocks=1
+        ),
+        label_autoencoder=AutoencoderConfig(
+            channels=len(labels), latent_channels=2, downsampling=(4, 4, 4), widths=(8, 16), blocks=1
+        ),
+        denoiser=DenoiserConfig(
+            image_channels=4, label_channels=2, latent_shape=(4, 6, 4), convolution_width=8, width=16, depth=2, heads=2
+        ),
+    )
+    card = Card(
+        name="tiny",
+        description="Random weights, for tests.",
+        networks=networks,
+        grid=CardGrid(orientation=("R", "A", "S"), spacing=(1.5, 1.5, 1.5), shape=(16, 24, 16)),
+        extent="object",
+        channels=[f"channel {n}" for n in range(channels)],
+        intensity=IntensityConvention(kind="percentile", typical=[(0.0, 1000.0)] * channels),
+        labels=labels,
+        verbs=list(VERBS),
+        training=Training(dataset="none", cases={}, patients=None, autoencoder_steps=0, denoiser_steps=0),
+        licence="CC0-1.0",
+        files={"joint_flow.safetensors": "0" * 64},
+    )
+    model = JointFlow(networks)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                fan_in = parameter[0].numel()
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
+    return Generator(card, model)
+
+
+@pytest.fixture(scope="session")
+def tiny_generator() -> "Generator":
+    """See `make_tiny_generator`."""
+    return make_tiny_generator()
+
+
+@pytest.fixture(scope="session")
+def tiny_generator_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny generator saved as a folder."""
+    folder = tmp_path_factory.mktemp("generators") / "tiny"
+    make_tiny_generator().save(folder)
+    return folder

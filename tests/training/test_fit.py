@@ -1,0 +1,179 @@
+"""Fitting end to end on blobs: resume, refusal, the card, the sidecar."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from diffaug.datasets.reading import read_dataset
+from diffaug.errors import DatasetError, DiffaugError
+from diffaug.generators.generator import Generator
+from diffaug.progress import Progress
+from diffaug.training.fit import fit_generator, split_cases
+from diffaug.training.plan import Plan, read_plan
+from tests.training.conftest import blob_plan, write_blobs
+
+QUIET = Progress(quiet=True)
+
+
+def command(dataset: Path, output: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "diffaug", "fit", str(dataset), "--output", str(output), *more]
+
+
+@pytest.fixture(scope="module")
+def plan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("plans") / "plan.json"
+    file.write_text(blob_plan(steps=12).model_dump_json())
+    return file
+
+
+@pytest.fixture(scope="module")
+def fitted(blobs: Path, plan_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("fits") / "blobs"
+    fit_generator(read_dataset(blobs), output, plan=plan_file, progress=QUIET)
+    return output
+
+
+def test_output_is_a_generator_with_all_that_was_promised(fitted: Path) -> None:
+    generator = Generator.load(fitted)
+    assert generator.card.licence == "CC0-1.0"
+    assert generator.card.training.cases == {"train": 5, "validation": 1}
+    assert generator.card.figures["measured_on"] == "1 validation cases"
+    assert {"paint", "segment", "vary"} <= generator.verbs
+    for name in ("montage.png", "curves.png"):
+        assert (fitted / name).read_bytes().startswith(b"\x89PNG")
+    assert read_plan(fitted / "plan.json") == Plan.model_validate(generator.plan)
+
+
+def test_scans_are_recorded_privately_and_not_on_the_card(fitted: Path, blobs: Path) -> None:
+    sidecar = json.loads((fitted / "private" / "training_scans.json").read_text())
+    assert len(sidecar["scans"]) == 5
+    assert len(set(sidecar["scans"].values())) == 5
+    shared = "".join((fitted / name).read_text() for name in ("card.json", "plan.json", "history.json"))
+    assert "blob_" not in shared
+    assert not any(digest in shared for digest in sidecar["scans"].values())
+    assert sidecar["salt"] not in shared
+
+
+def test_finished_fit_returns_the_same_generator(fitted: Path, blobs: Path) -> None:
+    before = Generator.load(fitted).weights_hash
+    again = fit_generator(read_dataset(blobs), fitted, progress=QUIET)
+    assert isinstance(again, Generator)
+    assert again.weights_hash == before
+
+
+def test_another_plan_for_the_same_folder_is_refused_with_the_difference(
+    fitted: Path, blobs: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "plan.json"
+    other.write_text(blob_plan(steps=13).model_dump_json())
+    with pytest.raises(DiffaugError, match=r"autoencoder_training\.steps: 12 there, 13 asked"):
+        fit_generator(read_dataset(blobs), fitted, plan=other, progress=QUIET)
+
+
+def test_changed_scans_are_noticed(blobs: Path, plan_file: Path, tmp_path: Path) -> None:
+    dataset = write_blobs(tmp_path / "Blobs", count=4)
+    output = tmp_path / "fit"
+    fit_generator(read_dataset(dataset), output, plan=plan_file, progress=QUIET)
+    image = next((dataset / "imagesTr").glob("*.nii.gz"))
+    os.utime(image, (1, 1))
+    with pytest.raises(DiffaugError, match="changed since this fit began"):
+        fit_generator(read_dataset(dataset), output, plan=plan_file, progress=QUIET)
+
+
+def test_bad_data_stops_before_any_training(tmp_path: Path, plan_file: Path) -> None:
+    dataset = write_blobs(tmp_path / "Blobs", count=4)
+    (dataset / "imagesTr" / "blob_1.nii.gz").write_bytes(b"not an image")
+    (dataset / "labelsTr" / "blob_2.nii.gz").unlink()
+    with pytest.raises(DatasetError) as caught:
+        fit_generator(read_dataset(dataset), tmp_path / "fit", plan=plan_file, progress=QUIET)
+    assert "blob_1" in str(caught.value)
+    assert "blob_2" in str(caught.value)
+    assert not (tmp_path / "fit").exists()
+
+
+def test_plan_of_another_dataset_is_refused(blobs: Path, tmp_path: Path) -> None:
+    plan = blob_plan().model_copy(update={"labels": {0: "background", 1: "tumour"}})
+    (tmp_path / "plan.json").write_text(plan.model_dump_json())
+    with pytest.raises(DiffaugError, match="labels are"):
+        fit_generator(read_dataset(blobs), tmp_path / "fit", plan=tmp_path / "plan.json", progress=QUIET)
+
+
+def test_invalid_plan_names_file_and_field(tmp_path: Path) -> None:
+    content = json.loads(blob_plan().model_dump_json())
+    content["denoiser_training"]["batch"] = 0
+    content["colour"] = "red"
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    with pytest.raises(DiffaugError, match=r"plan\.json") as caught:
+        read_plan(tmp_path / "plan.json")
+    assert "denoiser_training.batch" in str(caught.value)
+    assert "colour" in str(caught.value)
+
+
+def test_split_without_a_table_holds_out_whole_cases(blobs: Path) -> None:
+    subsets = split_cases(read_dataset(blobs), seed=0)
+    names = {c.name for c in subsets.train}
+    assert names.isdisjoint(c.name for c in subsets.validation)
+    assert subsets.patients is None
+
+
+def test_dry_run_plans_from_data_and_budget_and_writes_nothing(blobs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "fit"
+    plan = fit_generator(read_dataset(blobs), output, budget=60, dry_run=True, progress=QUIET)
+    assert isinstance(plan, Plan)
+    assert not output.exists()
+    assert plan.grid.spacing == (2.0, 2.0, 2.0)
+    assert all(n % 8 == 0 for n in plan.grid.shape)
+    longer = fit_generator(read_dataset(blobs), output, budget=1200, dry_run=True, progress=QUIET)
+    assert isinstance(longer, Plan)
+    assert longer.denoiser_training.steps > 5 * plan.denoiser_training.steps
+
+
+def test_warm_start_begins_from_the_given_weights(fitted: Path, blobs: Path, tmp_path: Path) -> None:
+    plan = blob_plan(steps=1)
+    plan = plan.model_copy(
+        update={
+            "denoiser_training": plan.denoiser_training.model_copy(update={"learning_rate": 1e-12}),
+            "autoencoder_training": plan.autoencoder_training.model_copy(update={"learning_rate": 1e-12}),
+        }
+    )
+    (tmp_path / "plan.json").write_text(plan.model_dump_json())
+    warm = fit_generator(
+        read_dataset(blobs), tmp_path / "warm", plan=tmp_path / "plan.json", init=fitted, progress=QUIET
+    )
+    assert isinstance(warm, Generator)
+    assert warm.card.training.init == Generator.load(fitted).weights_hash
+    old, new = (load_file(f / "joint_flow.safetensors") for f in (fitted, tmp_path / "warm"))
+    parameters = [k for k in old if "running" not in k and "num_batches" not in k]
+    assert all((old[k].float() - new[k].float()).abs().max() < 1e-3 for k in parameters)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed_gives_the_same_weights(
+    blobs: Path, plan_file: Path, tmp_path: Path
+) -> None:
+    """SIGKILL in every stage; the weights equal those of an uninterrupted run."""
+    whole, output = tmp_path / "whole", tmp_path / "interrupted"
+    subprocess.run(command(blobs, whole, "--plan", str(plan_file)), check=True, stderr=subprocess.DEVNULL)
+    stages = ("training/images.npy", "autoencoders.pt", "latents/round_000.safetensors", "denoiser.pt")
+    killed = 0
+    for stage in stages:
+        process = subprocess.Popen(
+            command(blobs, output, "--plan", str(plan_file)), stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and not (output / "private" / stage).exists():
+            time.sleep(0.002)
+        killed += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert killed == len(stages)
+    subprocess.run(command(blobs, output, "--plan", str(plan_file)), check=True, stderr=subprocess.DEVNULL)
+    uninterrupted, resumed = (load_file(f / "joint_flow.safetensors") for f in (whole, output))
+    assert uninterrupted.keys() == resumed.keys()
+    assert all(uninterrupted[k].equal(resumed[k]) for k in uninterrupted)
