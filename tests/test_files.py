@@ -34,6 +34,15 @@ def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: P
     assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == {"weights.bin": b"old"}
 
 
+def test_a_reader_of_the_old_file_never_sees_the_new_one(tmp_path: Path) -> None:
+    file = tmp_path / "card.json"
+    file.write_text("old")
+    with file.open() as reader:
+        atomic_write_text(file, "new")
+        assert reader.read() == "old"
+    assert file.read_text() == "new"
+
+
 def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "empty.bin"):
         pass

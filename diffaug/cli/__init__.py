@@ -1,0 +1,45 @@
+"""The ``diffaug`` command.
+
+One module per subcommand; none imports anything heavy at the top, so that ``diffaug --help`` answers at once.
+"""
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from diffaug import __version__
+from diffaug.cli.build import build
+from diffaug.cli.fit import fit
+from diffaug.errors import DiffaugError
+
+
+class _Commands(TyperGroup):
+    """Subcommands that end with a message, not with a traceback, where the user's input is at fault."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DiffaugError as error:
+            typer.secho(f"diffaug: {error}", err=True, fg=typer.colors.RED)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False)
+app.command()(fit)
+app.command()(build)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"diffaug {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Generate and augment labelled 3D medical images with diffusion models."""

@@ -1,0 +1,103 @@
+"""``diffaug build``: write a labelled synthetic dataset."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Verb(StrEnum):
+    """What each case is made by."""
+
+    SAMPLE = "sample"
+    PAINT = "paint"
+    VARY = "vary"
+
+
+class Layout(StrEnum):
+    """Folder layouts that can be written."""
+
+    NNUNET = "nnunet"
+    DECATHLON = "decathlon"
+
+
+def parse_pair(text: str) -> tuple[int, int]:
+    """The ids in ``SOURCE=GENERATOR``, such as ``3=1``; raises BadParameter for anything else."""
+    source, _, target = text.partition("=")
+    if not (source.isdecimal() and target.isdecimal()):
+        raise typer.BadParameter(f"{text!r} is not a pair of label ids; write it like 3=1")
+    return int(source), int(target)
+
+
+def build(
+    generator: Annotated[
+        str, typer.Argument(help="Name of a generator in the zoo, or a folder that fit wrote.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", file_okay=False, help="Folder of the dataset; the same again resumes."
+        ),
+    ],
+    cases: Annotated[int, typer.Option(min=1, help="Number of cases to make.")],
+    verb: Annotated[
+        Verb, typer.Option(help="Sample new anatomy, paint images for label maps, or vary real cases.")
+    ] = Verb.SAMPLE,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Folder of label maps (paint) or dataset folder (vary)."
+        ),
+    ] = None,
+    layout: Annotated[Layout, typer.Option(help="nnU-Net raw or the decathlon's layout.")] = Layout.NNUNET,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the dataset; a case's own seed is derived from it.")
+    ] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Sampler steps.", show_default="the card's")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Guidance on the label.", show_default="the card's")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Strength of vary.", show_default="the card's")
+    ] = None,
+    label_mapping: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE=GENERATOR", help="A label id of the source, such as 3=1; may be repeated."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Cases made at once; does not change their bytes.")
+    ] = 8,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cpu or cuda.", show_default="the fastest there is")
+    ] = None,
+) -> None:
+    """Write a labelled synthetic dataset of CASES cases made by GENERATOR.
+
+    Images and label maps are NIfTI files; manifest.json records where each case comes from, under which
+    licence, and how to make it again. Interrupted at any moment, the same command goes on where it stopped.
+    """
+    import torch
+
+    from diffaug.datasets.building import build_dataset
+    from diffaug.zoo import load
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    build_dataset(
+        load(generator).to(device),
+        output,
+        cases=cases,
+        verb=verb.value,
+        source=source,
+        layout=layout.value,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        strength=strength,
+        label_mapping=dict(map(parse_pair, label_mapping)) if label_mapping else None,
+        batch_size=batch_size,
+    )

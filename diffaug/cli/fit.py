@@ -1,0 +1,114 @@
+"""``diffaug fit``: fit a generator to a labelled dataset."""
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+class Axis(StrEnum):
+    """Anatomical axes along which a mirrored case is still a plausible one."""
+
+    LEFT_RIGHT = "left-right"
+    POSTERIOR_ANTERIOR = "posterior-anterior"
+    INFERIOR_SUPERIOR = "inferior-superior"
+
+
+# Axes of a grid in RAS orientation.
+_GRID_AXES = {Axis.LEFT_RIGHT: 0, Axis.POSTERIOR_ANTERIOR: 1, Axis.INFERIOR_SUPERIOR: 2}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in a duration such as ``4h``, ``90m`` or ``1d12h``; raises BadParameter for anything else."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text)
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != text or seconds <= 0:
+        raise typer.BadParameter(f"{text!r} is not a duration; write it like 4h, 90m or 1d12h")
+    return seconds
+
+
+def fit(
+    dataset: Annotated[
+        Path,
+        typer.Argument(
+            exists=True,
+            file_okay=False,
+            help="Folder in the decathlon's layout or nnU-Net raw; any folder with --images and --labels.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", file_okay=False, help="Folder of the generator; the same again resumes."
+        ),
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images, in DATASET or elsewhere, for data in no known layout."),
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="Folder of label maps named as the images.")] = None,
+    split: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file: case names of train, validation, test.",
+            show_default="DATASET/splits.json, if any",
+        ),
+    ] = None,
+    patients: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV file with the columns case and patient.",
+            show_default="DATASET/patients.csv, if any, else one case a patient",
+        ),
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(metavar="DURATION", help="Training time to plan for, such as 90m or 1d12h.")
+    ] = "4h",
+    plan: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Train by this (edited) plan.json.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    init: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Start from the weights of this generator."),
+    ] = None,
+    mirror: Annotated[
+        list[Axis] | None, typer.Option(help="Mirror cases along this axis at random; may be repeated.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name on the card.", show_default="the output folder's name")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cpu or cuda.", show_default="the fastest there is")
+    ] = None,
+) -> None:
+    """Fit a generator to the labelled scans of DATASET.
+
+    Checks every file, plans the networks and the training from the data, the machine and the budget, trains,
+    measures, and writes the card. Interrupted at any moment, the same command goes on where it stopped.
+    """
+    from diffaug.datasets.reading import read_dataset
+    from diffaug.training.fit import fit_generator
+    from diffaug.training.plan import Plan
+
+    result = fit_generator(
+        read_dataset(dataset, images=images, labels=labels, split=split, patients=patients),
+        output,
+        name=name,
+        budget=parse_duration(budget),
+        plan=plan,
+        dry_run=dry_run,
+        init=init,
+        mirror_axes=tuple(sorted({_GRID_AXES[axis] for axis in mirror or ()})),
+        seed=seed,
+        device=device,
+    )
+    if isinstance(result, Plan):
+        typer.echo(result.model_dump_json(indent=2))
+    else:
+        typer.echo(output)
