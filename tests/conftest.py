@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffaug.generators.generator import Generator
+
 # Tiny tensors gain nothing from many threads; parallel test workers share the cores.
 _CORES = min(4, os.cpu_count() or 1)
 torch.set_num_threads(max(1, _CORES // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
@@ -22,14 +24,13 @@ def data_folder() -> Path:
     return Path(folder)
 
 
-def make_tiny_generator(seed: int = 0, channels: int = 1, labels: dict[int, str] | None = None) -> "Generator":
+def make_tiny_generator(seed: int = 0, channels: int = 1, labels: dict[int, str] | None = None) -> Generator:
     """A generator with random weights on a (16, 24, 16) grid at 1.5 mm: milliseconds a verb, every verb."""
     import torch
 
     from diffaug.generators.autoencoder import AutoencoderConfig
     from diffaug.generators.card import VERBS, Card, CardGrid, Networks, Training
     from diffaug.generators.denoiser import DenoiserConfig
-    from diffaug.generators.generator import Generator
     from diffaug.generators.intensity import IntensityConvention
     from diffaug.generators.joint_flow import JointFlow
 
@@ -42,7 +43,13 @@ def make_tiny_generator(seed: int = 0, channels: int = 1, labels: dict[int, str]
             channels=len(labels), latent_channels=2, downsampling=(4, 4, 4), widths=(8, 16), blocks=1
         ),
         denoiser=DenoiserConfig(
-            image_channels=4, label_channels=2, latent_shape=(4, 6, 4), convolution_width=8, width=16, depth=2, heads=2
+            image_channels=4,
+            label_channels=2,
+            latent_shape=(4, 6, 4),
+            convolution_width=8,
+            width=16,
+            depth=2,
+            heads=2,
         ),
     )
     card = Card(
@@ -70,7 +77,7 @@ def make_tiny_generator(seed: int = 0, channels: int = 1, labels: dict[int, str]
 
 
 @pytest.fixture(scope="session")
-def tiny_generator() -> "Generator":
+def tiny_generator() -> Generator:
     """See `make_tiny_generator`."""
     return make_tiny_generator()
 

@@ -1,4 +1,5 @@
-"""Augmentation that respects anatomy: small rigid moves and scalings, mild gamma; mirrors only where the user says so."""
+"""Augmentation that respects anatomy: small rigid moves and scalings, mild gamma; mirrors only where the
+user says so."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,10 +16,14 @@ class AugmentationConfig(BaseModel):
 
     rotation: float = Field(default=8.0, ge=0, description="degrees about each axis")
     scaling: float = Field(default=0.05, ge=0, lt=0.5, description="relative, isotropic")
-    stretching: float = Field(default=0.02, ge=0, lt=0.5, description="relative, per axis, on top of the scaling")
+    stretching: float = Field(
+        default=0.02, ge=0, lt=0.5, description="relative, per axis, on top of the scaling"
+    )
     shift: float = Field(default=2.0, ge=0, description="grid voxels along each axis")
     gamma: float = Field(default=0.1, ge=0, description="natural logarithm of the exponent")
-    mirror_axes: tuple[int, ...] = Field(default=(), description="grid axes that are mirrored half of the time")
+    mirror_axes: tuple[int, ...] = Field(
+        default=(), description="grid axes that are mirrored half of the time"
+    )
 
     @property
     def margin(self) -> int:
@@ -38,7 +43,8 @@ def rotation_matrix(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
 class Augmenter:
     """Draws moved and recoloured grid volumes from canvases (grid plus margin, network units).
 
-    Images are interpolated by cubic splines: linear interpolation would blur two thirds of the training volumes and the
+    Images are interpolated by cubic splines: linear interpolation would blur two thirds of the training
+    volumes and the
     generator would learn that blur.
     """
 
@@ -50,19 +56,22 @@ class Augmenter:
     def draw(
         self, image: NDArray[np.float32], label: NDArray[np.uint8] | None, seed: int
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
-        """One augmented case: image `(C, *canvas)` in [-clip, clip], label indices `(*canvas)`; to the grid's shape."""
+        """One augmented case: image `(C, *canvas)` in [-clip, clip], label indices `(*canvas)`; to the
+        grid's shape."""
         config, rng = self.config, np.random.default_rng(seed)
         matrix = rotation_matrix(rng.uniform(-1, 1, 3) * config.rotation)
         scales = np.exp(rng.uniform(-1, 1) * config.scaling + rng.uniform(-1, 1, 3) * config.stretching)
-        mirrors = np.array([-1.0 if a in config.mirror_axes and rng.random() < 0.5 else 1.0 for a in range(3)])
+        mirrors = np.array(
+            [-1.0 if a in config.mirror_axes and rng.random() < 0.5 else 1.0 for a in range(3)]
+        )
         matrix = matrix @ np.diag(scales * mirrors)
         centre = (np.array(image.shape[1:]) - 1) / 2 + rng.uniform(-1, 1, 3) * config.shift
         offset = centre - matrix @ ((np.array(self.shape) - 1) / 2)
         gamma = np.exp(rng.uniform(-1, 1) * config.gamma)
 
-        moved = np.stack([
-            ndimage.affine_transform(c, matrix, offset, self.shape, order=3, mode="mirror") for c in image
-        ])
+        moved = np.stack(
+            [ndimage.affine_transform(c, matrix, offset, self.shape, order=3, mode="mirror") for c in image]
+        )
         moved = np.clip(moved, image.min(), image.max())
         base = np.clip((moved + 1) / 2, 0, None) ** gamma * 2 - 1
         moved = np.where(moved > -1, base, moved).astype(np.float32)
@@ -81,7 +90,7 @@ class Augmenter:
         self, cases: list[tuple[NDArray[np.float32], NDArray[np.uint8] | None]], seeds: list[int]
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Augment several cases at once; a case without a label gets background everywhere."""
-        drawn = list(self.pool.map(lambda job: self.draw(*job[0], job[1]), zip(cases, seeds, strict=True)))
+        drawn = list(self.pool.map(lambda case, seed: self.draw(case[0], case[1], seed), cases, seeds))
         images = np.stack([image for image, _ in drawn])
         empty = np.zeros(self.shape, np.uint8)
         labels = np.stack([empty if label is None else label for _, label in drawn])

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from diffaug.generators.autoencoder import Autoencoder
 from diffaug.generators.joint_flow import JointFlow
 from diffaug.generators.seeds import case_seed
+from diffaug.progress import Progress
 from diffaug.training.augmentation import Augmenter
 from diffaug.training.cases import Canvases
 from diffaug.training.loop import History, run_loop
 from diffaug.training.plan import Plan
-from diffaug.progress import Progress
 
 Batch = tuple[NDArray[np.float32], NDArray[np.uint8]]
 
@@ -31,7 +31,9 @@ class Autoencoders(nn.Module):
         self.image = Autoencoder(plan.image_autoencoder, noise)
         self.label = Autoencoder(plan.label_autoencoder, noise) if plan.label_autoencoder else None
 
-    def forward(self, image: Tensor, one_hot: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, image: Tensor, one_hot: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
         """Reconstruction of the image and logits of the label map."""
         return self.image(image, generator), None if self.label is None else self.label(one_hot, generator)
 
@@ -72,10 +74,8 @@ class AugmentedBatches:
         self.ahead: tuple[int, Future[Batch]] | None = None
 
     def __call__(self, step: int) -> Batch:
-        if self.ahead is None or self.ahead[0] != step:
-            batch = self._draw(step)
-        else:
-            batch = self.ahead[1].result()
+        drawn_ahead = self.ahead is not None and self.ahead[0] == step
+        batch = self.ahead[1].result() if self.ahead is not None and drawn_ahead else self._draw(step)
         self.ahead = (step + 1, self.pool.submit(self._draw, step + 1))
         return batch
 
@@ -116,7 +116,9 @@ def train_autoencoders(
 
     def loss(module: nn.Module, step: int) -> dict[str, Tensor]:
         images, labels = batches(step)
-        generator = torch.Generator().manual_seed(case_seed(plan.seed, 2 * step + 1) + accelerator.process_index)
+        generator = torch.Generator().manual_seed(
+            case_seed(plan.seed, 2 * step + 1) + accelerator.process_index
+        )
         image = torch.from_numpy(images).to(accelerator.device)
         truth = one_hot(labels, classes).to(accelerator.device)
         output, logits = module(image, truth, generator)
@@ -127,6 +129,7 @@ def train_autoencoders(
         return losses
 
     def evaluate(module: nn.Module) -> dict[str, float]:
+        assert isinstance(module, Autoencoders)
         return validation_figures(module, held_out, classes, accelerator, settings.gradient_weight)
 
     average, history = run_loop(
@@ -152,7 +155,7 @@ def train_autoencoders(
 
 @torch.no_grad()
 def validation_figures(
-    networks: nn.Module,
+    networks: Autoencoders,
     held_out: list[Batch],
     classes: int,
     accelerator: Accelerator,
@@ -184,7 +187,8 @@ def validation_figures(
 
 @torch.no_grad()
 def _standardise(networks: Autoencoders, training: Canvases, plan: Plan, accelerator: Accelerator) -> None:
-    """Set the latents' running mean and variance to those of the training cases under the averaged weights."""
+    """Set the latents' running mean and variance to those of the training cases under the averaged
+    weights."""
     norms = [m for m in networks.modules() if isinstance(m, nn.BatchNorm3d)]
     networks.eval()
     for norm in norms:

@@ -12,13 +12,14 @@ from diffaug.files import atomic_path
 from diffaug.generators.grid import Grid, place
 from diffaug.generators.intensity import fit_intensity_map
 from diffaug.generators.labels import Vocabulary
-from diffaug.training.plan import Plan
 from diffaug.progress import Progress
+from diffaug.training.plan import Plan
 
 
 @dataclass(frozen=True)
 class Canvases:
-    """Images `(N, C, *canvas)` float16 in network units, label indices `(N, *canvas)` uint8, and who has a label."""
+    """Images `(N, C, *canvas)` float16 in network units, label indices `(N, *canvas)` uint8, and who has a
+    label."""
 
     images: NDArray[np.float16]
     labels: NDArray[np.uint8]
@@ -33,13 +34,14 @@ class Canvases:
         label = np.asarray(self.labels[index]) if self.labelled[index] else None
         return np.asarray(self.images[index], dtype=np.float32), label
 
-    def on_grid(self, index: int, shape: tuple[int, int, int]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    def on_grid(
+        self, index: int, shape: tuple[int, int, int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """The case without augmentation: the middle of the canvas."""
         starts = [(n - s) // 2 for n, s in zip(self.images.shape[2:], shape, strict=True)]
-        part = tuple(slice(a, a + s) for a, s in zip(starts, shape, strict=True))
-        return np.asarray(self.images[(index, slice(None), *part)], dtype=np.float32), np.asarray(
-            self.labels[(index, *part)]
-        )
+        i, j, k = (slice(a, a + s) for a, s in zip(starts, shape, strict=True))
+        image, label = self.images[index][:, i, j, k], self.labels[index][i, j, k]
+        return np.asarray(image, dtype=np.float32), np.asarray(label)
 
 
 def make_canvases(plan: Plan, cases: tuple[CaseFiles, ...], folder: Path, progress: Progress) -> Canvases:

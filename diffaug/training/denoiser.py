@@ -13,15 +13,17 @@ from diffaug.files import atomic_path
 from diffaug.generators.denoiser import JointDenoiser
 from diffaug.generators.samplers import add_noise
 from diffaug.generators.seeds import case_seed
+from diffaug.progress import Progress
 from diffaug.training.augmentation import Augmenter
 from diffaug.training.autoencoder import Autoencoders, one_hot
 from diffaug.training.cases import Canvases
 from diffaug.training.loop import History, run_loop
 from diffaug.training.plan import Plan
-from diffaug.progress import Progress
 
-# What the denoiser is asked for, and how often. "joint": both at one level (sample). "paint": label clean. "segment": image
-# clean. "label": image at pure noise, so the label alone is modelled. "image": label at pure noise, for guidance and for
+# What the denoiser is asked for, and how often. "joint": both at one level (sample). "paint": label clean.
+# "segment": image
+# clean. "label": image at pure noise, so the label alone is modelled. "image": label at pure noise, for
+# guidance and for
 # cases without a label. "independent": any two levels.
 TASKS = {"joint": 0.40, "paint": 0.25, "segment": 0.10, "label": 0.05, "image": 0.08, "independent": 0.12}
 
@@ -48,7 +50,8 @@ def make_latents(
     accelerator: Accelerator,
     progress: Progress,
 ) -> tuple[Tensor, Tensor]:
-    """Augmented encodings of all training cases, `(rounds, N, Z, i, j, k)` float16; one file a round, kept in `folder`."""
+    """Augmented encodings of all training cases, `(rounds, N, Z, i, j, k)` float16; one file a round, kept
+    in `folder`."""
     rounds = plan.denoiser_training.rounds
     files = [folder / f"round_{r:03d}.safetensors" for r in range(rounds)]
     missing = [r for r in range(rounds) if not files[r].exists()]
@@ -76,7 +79,8 @@ def make_latents(
 def draw_levels(count: int, labelled: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Noise levels `(B,)` of image and label for a batch: a task for each case, then its levels.
 
-    Image levels are logit-normal (Esser et al. 2024); a fifth is uniform, so that no level is rare. Label levels of their
+    Image levels are logit-normal (Esser et al. 2024); a fifth is uniform, so that no level is rare. Label
+    levels of their
     own lean to high noise: what a label map says survives until very high noise.
     """
     names = list(TASKS)
@@ -106,7 +110,8 @@ def velocity_losses(
     label_level: Tensor,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Mean squared velocity error of each modality, over the cases in which it is neither clean nor pure noise."""
+    """Mean squared velocity error of each modality, over the cases in which it is neither clean nor pure
+    noise."""
     image_noise = torch.randn(image.shape, generator=generator).to(image.device)
     label_noise = torch.randn(label.shape, generator=generator).to(label.device)
     image_velocity, label_velocity = module(
@@ -200,7 +205,8 @@ def train_denoiser(
 def validation_losses(
     denoiser: nn.Module, image: Tensor, label: Tensor, label_weight: float, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Velocity losses of held-out latents at fixed levels and fixed noise: for sample, paint and segment, and overall."""
+    """Velocity losses of held-out latents at fixed levels and fixed noise: for sample, paint and segment,
+    and overall."""
     levels = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
     figures: dict[str, float] = {}
     total = 0.0

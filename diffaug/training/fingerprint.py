@@ -38,7 +38,8 @@ class Fingerprint(BaseModel):
 def take_fingerprint(dataset: Dataset, names: Sequence[str], progress: Progress) -> Fingerprint:
     """Read the named cases once and summarise them."""
     cases = [case for case in dataset.cases if case.name in set(names)]
-    shapes, spacings, boxes, lows, highs = [], [], [], [], []
+    shapes, spacings, lows, highs = [], [], [], []
+    boxes: list[NDArray[np.float64]] = []
     volumes: dict[int, list[float]] = {v: [] for v in dataset.labels if v != 0}
     with progress.task("fingerprint", total=len(cases)) as task:
         for case in cases:
@@ -60,7 +61,9 @@ def take_fingerprint(dataset: Dataset, names: Sequence[str], progress: Progress)
         shape_largest=[int(v) for v in np.max(shapes, axis=0)],
         label_box_largest_mm=[float(v) for v in np.max(boxes, axis=0)] if boxes else None,
         label_volumes_mm3={
-            v: [float(p) for p in np.percentile(found, [0, 5, 50, 95, 100])] for v, found in volumes.items() if found
+            v: [float(p) for p in np.percentile(found, [0, 5, 50, 95, 100])]
+            for v, found in volumes.items()
+            if found
         },
         intensity_low=[float(v) for v in np.median(lows, axis=0)],
         intensity_high=[float(v) for v in np.median(highs, axis=0)],
@@ -93,7 +96,8 @@ def _add_label(
 def record_training_scans(cases: Sequence[CaseFiles], progress: Progress) -> dict[str, object]:
     """Salted hashes of the scans that train a generator: a sidecar that stays with its owner.
 
-    A hash is over the decoded voxels (float32 values and shape), so a renamed or recompressed copy is still recognised;
+    A hash is over the decoded voxels (float32 values and shape), so a renamed or recompressed copy is still
+    recognised;
     the salt keeps others from testing whether a scan that they hold was used.
     """
     salt = secrets.token_hex(16)
@@ -114,7 +118,8 @@ def voxel_hash(image: NDArray[np.float32], salt: str) -> str:
 
 
 def file_stamps(cases: Sequence[CaseFiles]) -> dict[str, list[int]]:
-    """Sizes and modification times (ns) of all files of the cases: whether a dataset changed between two sessions."""
+    """Sizes and modification times (ns) of all files of the cases: whether a dataset changed between two
+    sessions."""
     stamps = {}
     for case in cases:
         files: list[Path] = [*case.images, *([case.label] if case.label else [])]

@@ -1,15 +1,12 @@
 """`fit`: from a labelled dataset to a generator, by itself; interrupted, the same call goes on."""
 
 import json
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from diffaug.datasets.checking import check_dataset
 from diffaug.datasets.reading import CaseFiles, Dataset
@@ -18,21 +15,23 @@ from diffaug.files import atomic_write_json, atomic_write_text
 from diffaug.generators.card import VERBS, Card, CardGrid, Networks, Training
 from diffaug.generators.generator import Generator
 from diffaug.generators.joint_flow import JointFlow
+from diffaug.progress import Progress
 from diffaug.training.autoencoder import train_autoencoders
 from diffaug.training.cases import make_canvases
 from diffaug.training.denoiser import train_denoiser
 from diffaug.training.fingerprint import Fingerprint, file_stamps, record_training_scans, take_fingerprint
-from diffaug.training.loop import History, make_accelerator
+from diffaug.training.loop import make_accelerator
 from diffaug.training.plan import Plan, read_plan
 from diffaug.training.planning import make_plan
-from diffaug.progress import Progress
 from diffaug.training.report import validation_report
 
 # Share of the patients that is held out where no split file says which.
 HELD_OUT = 0.1
 PRIVATE = "private"
-_README = """Stays with you: this folder holds your scans (canvases, latents), checkpoints, and training_scans.json,
-the salted hashes by which diffaug recognises the scans that trained this generator. Share the folder above without it.
+_README = """Stays with you: this folder holds your scans (canvases, latents), checkpoints, and
+training_scans.json,
+the salted hashes by which diffaug recognises the scans that trained this generator. Share the folder above
+without it.
 """
 
 
@@ -63,14 +62,18 @@ def fit_generator(
     """Check, plan, train, measure and save; returns the generator, or for a dry run the plan.
 
     Args:
-        dataset: what to fit; its "train" subset fits weights, its "validation" subset measures. Without a split a tenth
+        dataset: what to fit; its "train" subset fits weights, its "validation" subset measures. Without a
+        split a tenth
             of the patients is held out.
-        output: folder of the generator. `private/` in it holds everything that must not be shared, among it the
+        output: folder of the generator. `private/` in it holds everything that must not be shared, among it
+        the
             checkpoints that an interrupted fit continues from.
-        budget: seconds of training to plan for. It fixes numbers of iterations; nothing depends on the clock later.
+        budget: seconds of training to plan for. It fixes numbers of iterations; nothing depends on the
+        clock later.
         plan: a plan file to train by instead.
         init: folder of a generator to start from.
-        mirror_axes: grid axes (0 left-right, 1 posterior-anterior, 2 inferior-superior) along which a mirrored case is
+        mirror_axes: grid axes (0 left-right, 1 posterior-anterior, 2 inferior-superior) along which a
+        mirrored case is
             still a plausible one.
         device: "cpu" keeps a GPU out of it; otherwise accelerate's choice (the GPU where there is one).
 
@@ -123,7 +126,6 @@ def fit_generator(
             atomic_write_json(sidecar, record_training_scans(subsets.train, progress))
     accelerator.wait_for_everyone()
 
-    began = time.monotonic()
     training = make_canvases(settled, subsets.train, private / "training", progress)
     validation = make_canvases(settled, subsets.validation, private / "validation", progress)
     autoencoders, autoencoder_history = train_autoencoders(
@@ -194,7 +196,9 @@ def split_cases(dataset: Dataset, seed: int) -> Subsets:
             "validation": [c.name for c in dataset.cases if c.patient in held],
         }
     if not names.get("validation"):
-        raise DiffaugError(f"the split of {dataset.root} has no validation cases; add some under \"validation\"")
+        raise DiffaugError(
+            f'the split of {dataset.root} has no validation cases; add some under "validation"'
+        )
     counts = {subset: len(found) for subset, found in names.items()}
     patients_of = {subset: len({by_name[n].patient for n in found}) for subset, found in names.items()}
     return Subsets(
@@ -205,9 +209,7 @@ def split_cases(dataset: Dataset, seed: int) -> Subsets:
     )
 
 
-def make_card(
-    plan: Plan, dataset: Dataset, subsets: Subsets, *, seconds: float, init: str | None
-) -> Card:
+def make_card(plan: Plan, dataset: Dataset, subsets: Subsets, *, seconds: float, init: str | None) -> Card:
     """The card of a freshly fitted generator; figures and file hashes come when it is measured and saved."""
     labelled = plan.label_autoencoder is not None
     verbs = [v for v in VERBS if labelled or v not in ("paint", "segment")]
@@ -259,9 +261,15 @@ def _refuse_other_plan(settled: Plan, asked: Plan | None, file: Path) -> None:
     if asked is None or asked == settled:
         return
     old, new = _flat(settled.model_dump()), _flat(asked.model_dump())
-    lines = [f"  {k}: {old.get(k)} there, {new.get(k)} asked" for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    lines = [
+        f"  {k}: {old.get(k)} there, {new.get(k)} asked"
+        for k in sorted(old.keys() | new.keys())
+        if old.get(k) != new.get(k)
+    ]
     raise DiffaugError(
-        f"{file} holds another plan than the one given:\n" + "\n".join(lines) + "\nUse another --output, or the same plan."
+        f"{file} holds another plan than the one given:\n"
+        + "\n".join(lines)
+        + "\nUse another --output, or the same plan."
     )
 
 
@@ -283,9 +291,13 @@ def _check_plan(plan: Plan, dataset: Dataset) -> None:
         problems.append(f"labels are {plan.labels}, the dataset has {dataset.labels}")
     downsampling = plan.image_autoencoder.downsampling
     latent = tuple(n // d for n, d in zip(plan.grid.shape, downsampling, strict=True))
-    if any(n % d for n, d in zip(plan.grid.shape, downsampling, strict=True)) or latent != plan.denoiser.latent_shape:
+    if (
+        any(n % d for n, d in zip(plan.grid.shape, downsampling, strict=True))
+        or latent != plan.denoiser.latent_shape
+    ):
         problems.append(
-            f"grid.shape {plan.grid.shape} divided by downsampling {downsampling} is not denoiser.latent_shape "
+            f"grid.shape {plan.grid.shape} divided by downsampling {downsampling} is not "
+            f"denoiser.latent_shape "
             f"{plan.denoiser.latent_shape}"
         )
     label = plan.label_autoencoder
@@ -316,7 +328,8 @@ def _check_same_scans(file: Path, subsets: Subsets) -> None:
     ]
     if changed:
         raise DiffaugError(
-            f"{len(changed)} case(s) were added, removed or changed since this fit began, first {changed[:3]}: give another "
+            f"{len(changed)} case(s) were added, removed or changed since this fit began, first "
+            f"{changed[:3]}: give another "
             f"--output, or put the files back (sizes and times are in {file})"
         )
 

@@ -1,7 +1,9 @@
 """A resumable training loop: what step n does depends on the plan and n alone, never on when it was started.
 
-A checkpoint holds the weights, their moving average, the optimizer's state, the step and the history. It is written under
-a temporary name and renamed, so a killed run leaves the previous one. Randomness comes from seeds of the step number.
+A checkpoint holds the weights, their moving average, the optimizer's state, the step and the history. It is
+written under
+a temporary name and renamed, so a killed run leaves the previous one. Randomness comes from seeds of the
+step number.
 """
 
 import math
@@ -23,7 +25,8 @@ History = list[dict[str, float]]
 
 
 def make_accelerator(device: str | None = None) -> Accelerator:
-    """Accelerate's engine: the GPU where there is one, bfloat16 where the hardware has it, DDP under torchrun.
+    """Accelerate's engine: the GPU where there is one, bfloat16 where the hardware has it, DDP under
+    torchrun.
 
     `device` "cpu" trains on the CPU whatever there is; other devices are chosen by accelerate's own rules.
     """
@@ -94,7 +97,9 @@ def run_loop(
     average = MovingAverage(module, ema)
     trained, optimizer = accelerator.prepare(
         module,
-        torch.optim.AdamW(module.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay),
+        torch.optim.AdamW(
+            module.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay
+        ),
     )
     history: History = []
     start, spent = 0, 0.0

@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections.abc import Callable
 
+import psutil
 import torch
 from accelerate import Accelerator
 
@@ -23,7 +25,8 @@ DENOISER_SHARE = 0.78
 CACHED_LATENTS = 9216
 # Transformer tokens that two cores still sample in half a second.
 MOST_TOKENS = 1024
-# Peak bytes of autoencoder training per voxel of a batch (measured: 2.1 GB at 8 x 40 x 56 x 40), with a margin.
+# Peak bytes of autoencoder training per voxel of a batch (measured: 2.1 GB at 8 x 40 x 56 x 40), with a
+# margin.
 BYTES_PER_VOXEL = 4000
 
 
@@ -42,7 +45,8 @@ def make_plan(
     """Choose grid, networks, batches and iterations.
 
     Args:
-        budget: seconds of training that the user grants; becomes a number of iterations by timing a few here and now.
+        budget: seconds of training that the user grants; becomes a number of iterations by timing a few
+        here and now.
         init: card of the generator to start from: its grid, intensity convention and networks are kept.
 
     Raises:
@@ -50,9 +54,7 @@ def make_plan(
     """
     if init is not None:
         _check_init(init, channels, labels)
-        grid = GridPlan(
-            orientation=init.grid.orientation, spacing=init.grid.spacing, shape=init.grid.shape
-        )
+        grid = GridPlan(orientation=init.grid.orientation, spacing=init.grid.spacing, shape=init.grid.shape)
         intensity = init.intensity
         image, label = init.networks.image_autoencoder, init.networks.label_autoencoder
         denoiser = init.networks.denoiser
@@ -62,7 +64,10 @@ def make_plan(
         downsampling = plan_downsampling(spacing)
         patch = (2, 2, 2)
         grid = plan_grid(fingerprint, tuple(d * p for d, p in zip(downsampling, patch, strict=True)))
-        while math.prod(n // (d * p) for n, d, p in zip(grid.shape, downsampling, patch, strict=True)) > MOST_TOKENS:
+        while (
+            math.prod(n // (d * p) for n, d, p in zip(grid.shape, downsampling, patch, strict=True))
+            > MOST_TOKENS
+        ):
             downsampling = tuple(2 * d for d in downsampling)
             grid = plan_grid(fingerprint, tuple(d * p for d, p in zip(downsampling, patch, strict=True)))
         image, label = plan_autoencoders(downsampling, len(channels), len(labels))
@@ -95,8 +100,10 @@ def make_plan(
     denoiser_steps = int(DENOISER_SHARE * budget / denoiser_seconds)
     if min(autoencoder_steps, denoiser_steps) < 1:
         raise DiffaugError(
-            f"a budget of {budget:.0f} s is too small: one step of the autoencoders takes {autoencoder_seconds:.2f} s, one "
-            f"of the denoiser {denoiser_seconds:.2f} s on {accelerator.device}; a useful fit needs thousands of each"
+            f"a budget of {budget:.0f} s is too small: one step of the autoencoders takes "
+            f"{autoencoder_seconds:.2f} s, one "
+            f"of the denoiser {denoiser_seconds:.2f} s on {accelerator.device}; a useful fit needs "
+            f"thousands of each"
         )
     return draft.model_copy(
         update={
@@ -110,7 +117,8 @@ def make_plan(
 
 
 def plan_grid(fingerprint: Fingerprint, multiple: tuple[int, ...]) -> GridPlan:
-    """Median spacing; a shape that holds every label with 2 voxels around it, and of the image around it as much as half
+    """Median spacing; a shape that holds every label with 2 voxels around it, and of the image around it as
+    much as half
     the labels' size again, rounded up to the networks' `multiple`."""
     spacing = [round(s, 4) for s in fingerprint.spacing_median]
     shape = []
@@ -121,7 +129,9 @@ def plan_grid(fingerprint: Fingerprint, multiple: tuple[int, ...]) -> GridPlan:
             wanted = max(box + 4, min(wanted, 1.5 * box))
         shape.append(math.ceil(wanted / multiple[axis]) * multiple[axis])
     return GridPlan(
-        orientation=ORIENTATION, spacing=(spacing[0], spacing[1], spacing[2]), shape=(shape[0], shape[1], shape[2])
+        orientation=ORIENTATION,
+        spacing=(spacing[0], spacing[1], spacing[2]),
+        shape=(shape[0], shape[1], shape[2]),
     )
 
 
@@ -196,7 +206,7 @@ def time_steps(plan: Plan, accelerator: Accelerator) -> tuple[float, float]:
     return _seconds(autoencoder_step, device), _seconds(denoiser_step, device)
 
 
-def _seconds(step, device: torch.device) -> float:  # type: ignore[no-untyped-def]
+def _seconds(step: Callable[[], None], device: torch.device) -> float:
     best = math.inf
     for _ in range(3):
         start = time.perf_counter()
@@ -211,14 +221,13 @@ def _memory(device: torch.device) -> float:
     """Bytes of memory that training may count on."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
     return float(psutil.virtual_memory().available)
 
 
 def _check_init(init: Card, channels: tuple[str, ...], labels: dict[int, str]) -> None:
     if len(init.channels) != len(channels) or set(init.labels) != set(labels):
         raise DiffaugError(
-            f"cannot start from {init.name}: it has channels {init.channels} and labels {init.labels}, the dataset has "
+            f"cannot start from {init.name}: it has channels {init.channels} and labels {init.labels}, the "
+            f"dataset has "
             f"{list(channels)} and {labels}"
         )

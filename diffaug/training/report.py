@@ -25,7 +25,8 @@ def validation_report(
     folder: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Measure the generator on validation cases and write `montage.png` and `curves.png`; returns figures for the card."""
+    """Measure the generator on validation cases and write `montage.png` and `curves.png`; returns figures
+    for the card."""
     draw_curves(histories, folder / "curves.png")
     autoencoders, denoiser = histories["autoencoders"], histories["denoiser"]
     figures: dict[str, Any] = {"measured_on": f"{len(validation)} validation cases"}
@@ -34,8 +35,12 @@ def validation_report(
         if "label_dice" in autoencoders[-1]:
             figures["label_round_trip_dice"] = round(autoencoders[-1]["label_dice"], 4)
     if denoiser:
-        figures["velocity_loss"] = {k: round(v, 4) for k, v in denoiser[-1].items() if not k.startswith(("training", "step"))}
-    cases = [case for case in validation if case.label is not None or not generator.knows_labels][:MEASURED_CASES]
+        figures["velocity_loss"] = {
+            k: round(v, 4) for k, v in denoiser[-1].items() if not k.startswith(("training", "step"))
+        }
+    cases = [case for case in validation if case.label is not None or not generator.knows_labels][
+        :MEASURED_CASES
+    ]
     agreement = []
     shown: list[tuple[str, Tensor, Tensor | None]] = []
     with progress.task("measuring", total=len(cases)) as task:
@@ -51,7 +56,10 @@ def validation_report(
                 plain = {"strength": 0.0, "residual": False, "box": box}
                 if _covered(generator, image, loaded.affine):
                     rebuilt = generator.vary(image, label, loaded.affine, allow_label_drift=True, **plain)
-                    shown += [("real", image[0], _first(label)), ("reconstruction", rebuilt[0], _first(label))]
+                    shown += [
+                        ("real", image[0], _first(label)),
+                        ("reconstruction", rebuilt[0], _first(label)),
+                    ]
                 else:
                     shown.append(("real", image[0], _first(label)))
                 if label is not None and "paint" in generator.verbs:
@@ -92,7 +100,8 @@ def _dice(found: Tensor, truth: Tensor) -> float:
     """Mean Dice over the labels present in `truth`."""
     values = [int(v) for v in torch.unique(truth) if v != 0]
     scores = [
-        float(2 * ((found == v) & (truth == v)).sum() / ((found == v).sum() + (truth == v).sum())) for v in values
+        float(2 * ((found == v) & (truth == v)).sum() / ((found == v).sum() + (truth == v).sum()))
+        for v in values
     ]
     return float(np.mean(scores)) if scores else float("nan")
 
@@ -113,7 +122,9 @@ def _covered(generator: Generator, image: Tensor, affine: np.ndarray) -> bool:
         placement = place(generator.grid, image.shape[2:], affine)
     except ValueError:
         return False
-    return all(stop - start == n for (start, stop), n in zip(placement.window(), placement.source_shape, strict=True))
+    return all(
+        stop - start == n for (start, stop), n in zip(placement.window(), placement.source_shape, strict=True)
+    )
 
 
 def _first(label: Tensor | None) -> Tensor | None:

@@ -14,7 +14,8 @@ from diffaug.training.plan import AutoencoderTraining, DenoiserTraining, GridPla
 
 
 def write_blobs(folder: Path, count: int = 6) -> Path:
-    """A dataset in the decathlon's layout: noisy ellipsoids in two labels, about 14 x 20 x 15 voxels at 2 mm."""
+    """A dataset in the decathlon's layout: noisy ellipsoids in two labels, about 14 x 20 x 15 voxels at 2
+    mm."""
     rng = np.random.default_rng(0)
     (folder / "imagesTr").mkdir(parents=True)
     (folder / "labelsTr").mkdir()
@@ -57,7 +58,13 @@ def blob_plan(steps: int = 6) -> Plan:
             channels=3, latent_channels=3, downsampling=(4, 4, 4), widths=(8, 16), blocks=1
         ),
         denoiser=DenoiserConfig(
-            image_channels=5, label_channels=3, latent_shape=(4, 6, 4), convolution_width=8, width=16, depth=2, heads=2
+            image_channels=5,
+            label_channels=3,
+            latent_shape=(4, 6, 4),
+            convolution_width=8,
+            width=16,
+            depth=2,
+            heads=2,
         ),
         augmentation={},
         autoencoder_training=AutoencoderTraining(steps=steps, batch=2),
