@@ -20,8 +20,15 @@ from rich.progress import Progress as RichProgress
 class Task:
     """One bar."""
 
-    def __init__(self, rich: RichProgress | None, identifier: TaskID | None, title: str, total: int) -> None:
-        self._rich, self._id, self._title, self._total = rich, identifier, title, total
+    def __init__(
+        self,
+        rich: RichProgress | None,
+        identifier: TaskID | None,
+        title: str,
+        total: int,
+        quiet: bool = False,
+    ) -> None:
+        self._rich, self._id, self._title, self._total, self._quiet = rich, identifier, title, total, quiet
         self._done = 0
         self._loss: float | None = None
         self._figure: float | None = None
@@ -39,7 +46,7 @@ class Task:
             self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
         if self._rich is not None and self._id is not None:
             self._rich.update(self._id, completed=self._done, note=self._note())
-        elif time.monotonic() - self._spoken > 60 or self._done == self._total:
+        elif not self._quiet and (time.monotonic() - self._spoken > 60 or self._done == self._total):
             self._spoken = time.monotonic()
             line = f"{self._title}: {self._done}/{self._total} {self._note()} {self._left()}"
             print(line.rstrip(), file=sys.stderr, flush=True)
@@ -78,7 +85,7 @@ class Progress:
     def task(self, title: str, total: int, completed: int = 0) -> Iterator[Task]:
         """A bar for `total` units, `completed` of which an earlier run did."""
         if not self.console.is_terminal or self.quiet:
-            task = Task(None, None, title, total)
+            task = Task(None, None, title, total, self.quiet)
             task.start_at(completed)
             yield task
             return

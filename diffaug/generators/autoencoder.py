@@ -13,9 +13,9 @@ from diffaug.generators.blocks import ResidualBlock, conv1, conv3, depth_to_spac
 class AutoencoderConfig(BaseModel):
     """Sizes of an autoencoder.
 
-    `downsampling` is per axis, each 1, 2, 4 or 8; the first halving is a space-to-depth of the input, so that no
-    convolution runs at full resolution (measured on two cores: 25 times cheaper than a full-resolution decoder).
-    `widths` has one entry per level of halving.
+    `downsampling` is per axis, each 1, 2, 4 or 8; the first halving is a space-to-depth of the input, so that
+    no convolution runs at full resolution (measured on two cores: 25 times cheaper than a full-resolution
+    decoder). `widths` has one entry per level of halving.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,7 +38,8 @@ class AutoencoderConfig(BaseModel):
         reached = tuple(prod(level[axis] for level in factors) for axis in range(3))
         if len(factors) != len(self.widths) or reached != self.downsampling:
             raise ValueError(
-                f"downsampling {self.downsampling} needs powers of two and one width per halving, got widths {self.widths}"
+                f"downsampling {self.downsampling} needs powers of two and one width per halving, "
+                f"got widths {self.widths}"
             )
         return factors
 
@@ -46,9 +47,9 @@ class AutoencoderConfig(BaseModel):
 class Autoencoder(nn.Module):
     """Residual convolutional autoencoder with a latent of zero mean and unit variance per channel.
 
-    The latent is standardised by running statistics (a batch norm without affine parameters), so the diffusion model
-    needs no scale factor. In training mode Gaussian noise of standard deviation `latent_noise` is added to it: nearby
-    codes then decode alike.
+    The latent is standardised by running statistics (a batch norm without affine parameters), so the
+    diffusion model needs no scale factor. In training mode Gaussian noise of standard deviation
+    `latent_noise` is added to it: nearby codes then decode alike.
     """
 
     def __init__(self, config: AutoencoderConfig, latent_noise: float = 0.1) -> None:
@@ -69,11 +70,11 @@ class Autoencoder(nn.Module):
         self.standardise = nn.BatchNorm3d(config.latent_channels, affine=False)
         self.from_latent = conv3(config.latent_channels, channels)
         self.decoder = nn.ModuleList()
-        for factors, width in zip(reversed(levels), (*reversed(widths[:-1]), None), strict=True):
+        for factors, finer in zip(reversed(levels), (*reversed(widths[:-1]), None), strict=True):
             self.decoder.append(nn.Sequential(*(ResidualBlock(channels) for _ in range(config.blocks))))
-            if width is not None:
-                self.decoder.append(conv1(channels, width * prod(factors)))
-                channels = width
+            if finer is not None:
+                self.decoder.append(conv1(channels, finer * prod(factors)))
+                channels = finer
             else:
                 self.decoder.append(
                     nn.Sequential(

@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 
 def space_to_depth(x: Tensor, factors: Sequence[int]) -> Tensor:
-    """Move blocks of `factors` voxels into channels: `(B, C, I, J, K)` to `(B, C*fI*fJ*fK, I/fI, J/fJ, K/fK)`."""
+    """Move blocks of `factors` voxels into channels.
+
+    `(B, C, I, J, K)` to `(B, C*fI*fJ*fK, I/fI, J/fJ, K/fK)`.
+    """
     b, c, i, j, k = x.shape
     fi, fj, fk = factors
     x = x.reshape(b, c, i // fi, fi, j // fj, fj, k // fk, fk)
@@ -40,7 +43,7 @@ def zero(module: nn.Module) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised 3x3x3 convolutions around an identity; `condition` (B, D) shifts and scales the second norm."""
+    """Two normalised convolutions around an identity; `condition` (B, D) modulates the second norm."""
 
     def __init__(self, width: int, condition: int | None = None) -> None:
         super().__init__()

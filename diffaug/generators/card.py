@@ -45,7 +45,9 @@ class CardGrid(_Part):
     @classmethod
     def _one_code_per_direction(cls, codes: tuple[str, str, str]) -> tuple[str, str, str]:
         if any(sum(code in pair for code in codes) != 1 for pair in (("L", "R"), ("P", "A"), ("I", "S"))):
-            raise ValueError(f"give one of L and R, one of P and A, one of I and S, in the axes' order; got {codes}")
+            raise ValueError(
+                f"give one of L and R, one of P and A, one of I and S, in the axes' order; got {codes}"
+            )
         return codes
 
 
@@ -60,9 +62,13 @@ class Networks(_Part):
     def _fit_together(self) -> Self:
         image, label, denoiser = self.image_autoencoder, self.label_autoencoder, self.denoiser
         if denoiser.image_channels != image.latent_channels:
-            raise ValueError("the denoiser's image_channels differ from the image autoencoder's latent_channels")
+            raise ValueError(
+                "the denoiser's image_channels differ from the image autoencoder's latent_channels"
+            )
         if denoiser.label_channels != (label.latent_channels if label else 0):
-            raise ValueError("the denoiser's label_channels differ from the label autoencoder's latent_channels")
+            raise ValueError(
+                "the denoiser's label_channels differ from the label autoencoder's latent_channels"
+            )
         if label and label.downsampling != image.downsampling:
             raise ValueError("the two autoencoders differ in their downsampling")
         # What the networks' own sizes do not allow is an error here already, not when they are built.
@@ -91,11 +97,13 @@ class Defaults(_Part):
 
 
 class Training(_Part):
-    """What the generator was trained on, and how. The scans themselves are named only in the user's own sidecar."""
+    """What the generator was trained on, and how. The scans are named only in the user's own sidecar."""
 
     dataset: str
     cases: dict[str, int] = Field(description="number of cases per subset of the split")
-    patients: dict[str, int] | None = Field(description="number of patients per subset, where a table was given")
+    patients: dict[str, int] | None = Field(
+        description="number of patients per subset, where a table was given"
+    )
     autoencoder_steps: int
     denoiser_steps: int
     seconds: float | None = Field(default=None, description="wall-clock seconds of training, all sessions")
@@ -122,7 +130,9 @@ class Card(_Part):
     licence: str = Field(description="licence of the weights and of what they make")
     citation: list[str] = []
     files: dict[Name, Sha256] = Field(description="SHA-256 of each weight file, which lies beside the card")
-    figures: dict[str, Any] = Field(default={}, description="measured figures, with what they were measured on")
+    figures: dict[str, Any] = Field(
+        default={}, description="measured figures, with what they were measured on"
+    )
     versions: dict[str, str] = {}
 
     @model_validator(mode="after")
@@ -131,12 +141,14 @@ class Card(_Part):
         if len(self.channels) != image.channels:
             raise ValueError(f"{len(self.channels)} channel names for {image.channels} channels")
         if len(self.intensity.typical) != image.channels:
-            raise ValueError(f"intensity.typical has {len(self.intensity.typical)} entries for {image.channels} channels")
+            raise ValueError(
+                f"intensity.typical has {len(self.intensity.typical)} entries for {image.channels} channels"
+            )
         latent = zip(self.networks.denoiser.latent_shape, image.downsampling, strict=True)
         if self.grid.shape != tuple(n * factor for n, factor in latent):
             raise ValueError(
-                f"the grid's shape {self.grid.shape} is not the latent's {self.networks.denoiser.latent_shape} times the "
-                f"downsampling {image.downsampling}"
+                f"the grid's shape {self.grid.shape} is not the latent's "
+                f"{self.networks.denoiser.latent_shape} times the downsampling {image.downsampling}"
             )
         if self.labels and 0 not in self.labels:
             raise ValueError("labels must name the background, id 0")

@@ -1,8 +1,8 @@
 """The joint denoiser: one network, an image latent and a label latent, a noise level for each.
 
-Bao et al. 2023 (UniDiffuser, arXiv 2303.06555) for the two levels; Hoogeboom et al. 2023 (simple diffusion, arXiv
-2301.11093) for convolutions at the fine and attention at the coarse resolution; Chen et al. 2024 (PixArt, arXiv
-2310.00426) for the modulation that all blocks share.
+Bao et al. 2023 (UniDiffuser, arXiv 2303.06555) for the two levels; Hoogeboom et al. 2023 (simple diffusion,
+arXiv 2301.11093) for convolutions at the fine and attention at the coarse resolution; Chen et al. 2024
+(PixArt, arXiv 2310.00426) for the modulation that all blocks share.
 """
 
 from math import log, prod
@@ -10,7 +10,6 @@ from math import log, prod
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diffaug.generators.blocks import ResidualBlock, conv3, depth_to_space, space_to_depth, zero
 
@@ -40,6 +39,8 @@ class DenoiserConfig(BaseModel):
 
 class NoiseLevelEmbedding(nn.Module):
     """Sinusoids of a noise level in [0, 1], then two linear layers: `(B,)` to `(B, width)`."""
+
+    frequencies: Tensor
 
     def __init__(self, width: int, frequencies: int = 64) -> None:
         super().__init__()
@@ -73,12 +74,16 @@ class TransformerBlock(nn.Module):
         b, n, width = x.shape
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.modulation)[:, None].chunk(6, dim=2)
         h = torch.addcmul(shift1, self.norm1(x), 1 + scale1)
-        q, k, v = self.query_key_value(h).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.query_key_value(h).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        )
         q, k = self.query_norm(q.float()).to(v.dtype), self.key_norm(k.float()).to(v.dtype)
-        h = F.scaled_dot_product_attention(q, k, v)
+        h = nn.functional.scaled_dot_product_attention(q, k, v)
         x = torch.addcmul(x, 1 + gate1, self.project(h.transpose(1, 2).reshape(b, n, width)))
         h = torch.addcmul(shift2, self.norm2(x), 1 + scale2)
-        return torch.addcmul(x, 1 + gate2, self.contract(F.gelu(self.expand(h), approximate="tanh")))
+        return torch.addcmul(
+            x, 1 + gate2, self.contract(nn.functional.gelu(self.expand(h), approximate="tanh"))
+        )
 
 
 class JointDenoiser(nn.Module):
@@ -107,8 +112,8 @@ class JointDenoiser(nn.Module):
     def forward(
         self, image: Tensor, label: Tensor, image_level: Tensor, label_level: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Latents `(B, Z, i, j, k)` and noise levels `(B,)` in [0, 1] to the two velocities, of the latents' shapes."""
-        condition = F.silu(self.image_level(image_level) + self.label_level(label_level))
+        """Latents `(B, Z, i, j, k)` and noise levels `(B,)`, in [0, 1], to the latents' velocities."""
+        condition = nn.functional.silu(self.image_level(image_level) + self.label_level(label_level))
         x = self.stem(torch.cat([image, label], dim=1))
         for fine_in in self.fine_in:
             x = fine_in(x, condition)

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from diffaug.errors import CardError, DiffaugError, LabelError, VerbError
 from diffaug.files import atomic_write_json, sha256_file
@@ -22,9 +21,9 @@ from diffaug.generators.joint_flow import JointFlow, latent_mask
 from diffaug.generators.labels import Vocabulary
 from diffaug.generators.seeds import case_seeds, gaussian_noise
 
-# Networks always see this many cases at once, so that the bytes of a case do not depend on the batch it came in
-# (matrix products of different heights may sum in different orders). On a CPU one case already fills two cores: 19 ms a
-# denoiser step against 16 ms in batches of 8.
+# Networks always see this many cases at once, so that the bytes of a case do not depend on the batch it came
+# in (matrix products of different heights may sum in different orders). On a CPU one case already fills two
+# cores: 19 ms a denoiser step against 16 ms in batches of 8.
 CPU_CHUNK = 1
 GPU_CHUNK = 8
 # Voxels over which inpainted content fades into the untouched image, inside the mask.
@@ -32,8 +31,9 @@ INPAINT_RIM = 2
 
 
 class Sample(NamedTuple):
-    """Cases made from nothing: image `(B, C, I, J, K)` float32 in the card's typical units, label `(B, 1, I, J, K)` int16
-    (all background where the generator knows no labels), and the voxel-to-world affine `(4, 4)` in mm, RAS+."""
+    """Cases made from nothing: image `(B, C, I, J, K)` float32 in the card's typical units, label `(B, 1, I,
+    J, K)` int16 (all background where the generator knows no labels), and the voxel-to-world affine `(4, 4)`
+    in mm, RAS+."""
 
     image: Tensor
     label: Tensor
@@ -54,9 +54,9 @@ class Generator:
     """A pretrained generator: a model, the grid it works on, and its card.
 
     Verbs take volumes as nibabel gives them: image `(B, C, I, J, K)` of any numeric dtype and unit, label map
-    `(B, 1, I, J, K)` of integers, affine `(4, 4)` or `(B, 4, 4)` (voxel to world, mm, RAS+). What comes back has the same
-    shape and dtype. A `seed` is an integer, from which each case of the batch gets its own, or one seed per case; the
-    bytes of a case depend on its seed, not on the batch size.
+    `(B, 1, I, J, K)` of integers, affine `(4, 4)` or `(B, 4, 4)` (voxel to world, mm, RAS+). What comes back
+    has the same shape and dtype. A `seed` is an integer, from which each case of the batch gets its own, or
+    one seed per case; the bytes of a case depend on its seed, not on the batch size.
     """
 
     def __init__(self, card: Card, model: JointFlow, plan: Mapping[str, Any] | None = None) -> None:
@@ -75,7 +75,7 @@ class Generator:
 
     @property
     def weights_hash(self) -> str:
-        """SHA-256 over the hashes of the weight files: the identity of the generator in provenance records."""
+        """SHA-256 over the hashes of the weight files: the generator's identity in provenance records."""
         if len(self.card.files) == 1:
             return next(iter(self.card.files.values()))
         return hashlib.sha256(json.dumps(self.card.files, sort_keys=True).encode()).hexdigest()
@@ -92,9 +92,10 @@ class Generator:
         return self
 
     def __repr__(self) -> str:
-        return f"Generator({self.name!r}, verbs={sorted(self.verbs)}, grid={self.grid.shape}, device={self.device})"
+        verbs = ", ".join(sorted(self.verbs))
+        return f"Generator({self.name!r}, verbs={verbs}, grid={self.grid.shape}, device={self.device})"
 
-    # -- files -----------------------------------------------------------------------------------------------------
+    # -- files -----------------------------------------------------------------------------------------------
 
     def save(self, folder: Path | str) -> None:
         """Write `card.json`, `plan.json` and the weights to `folder`; the card is written last.
@@ -105,7 +106,9 @@ class Generator:
         folder.mkdir(parents=True, exist_ok=True)
         files = self.model.save_weights(folder)
         self.model.load_weights(folder, files)
-        self.card = self.card.model_copy(update={"files": {name: sha256_file(folder / name) for name in files}})
+        self.card = self.card.model_copy(
+            update={"files": {name: sha256_file(folder / name) for name in files}}
+        )
         atomic_write_json(folder / "plan.json", self.plan)
         atomic_write_json(folder / "card.json", card_json(self.card))
 
@@ -114,7 +117,8 @@ class Generator:
         """Read a generator that `save` wrote.
 
         Raises:
-            CardError: for a card that is missing or not valid, or weights that are missing, altered or do not fit.
+            CardError: for a card that is missing or not valid, or weights that are missing, altered or do not
+                fit.
         """
         folder = Path(folder)
         card = read_card(folder / "card.json")
@@ -124,14 +128,14 @@ class Generator:
             found = sha256_file(folder / name)
             if found != expected:
                 raise CardError(
-                    f"{folder / name} has SHA-256 {found}, the card says {expected}: the file was altered or is "
-                    "incomplete; copy it again"
+                    f"{folder / name} has SHA-256 {found}, the card says {expected}: the file was altered or "
+                    "is incomplete; copy it again"
                 )
         model = JointFlow(card.networks)
         model.load_weights(folder, card.files)
         return cls(card, model, _read_plan(folder / "plan.json"))
 
-    # -- verbs -----------------------------------------------------------------------------------------------------
+    # -- verbs -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def sample(
@@ -172,8 +176,8 @@ class Generator:
     ) -> Tensor:
         """Make an image that shows the anatomy of a label map, on the label map's own voxels.
 
-        Returns `(B, C, I, J, K)` float32 in the card's typical units. Voxels that the generator's grid does not cover have
-        the value of the lower end of the intensity range.
+        Returns `(B, C, I, J, K)` float32 in the card's typical units. Voxels that the generator's grid does
+        not cover have the value of the lower end of the intensity range.
 
         Raises:
             LabelError: for ids that the generator does not know, or a label map without foreground.
@@ -191,7 +195,10 @@ class Generator:
                 raise LabelError(f"label map {index} of the batch shows no structure on the generator's grid")
         image_noise, label_noise = self._noise(case_seeds(seed, len(label)))
         painted = self._chunked(
-            lambda z, i, l: self.model.paint(z, i, l, **settings), self._conditions(cases), image_noise, label_noise
+            lambda z, i, l: self.model.paint(z, i, l, **settings),
+            self._conditions(cases),
+            image_noise,
+            label_noise,
         )[0]
         decoded = self._chunked(self.model.decode_image, painted)[0].cpu()
         intensity = typical_map(self.card.intensity)
@@ -220,17 +227,19 @@ class Generator:
     ) -> Tensor:
         """Make another image of the same anatomy: SDEdit (Meng et al. 2022) in latent space, given the label.
 
-        `out = x + m (D(z') - D(z))`: D the decoder, z the code of x, z' the varied code, m a mask that fades to 0 where the
-        volume goes on beyond the grid. Voxels outside the grid are untouched.
+        `out = x + m (D(z') - D(z))`: D the decoder, z the code of x, z' the varied code, m a mask that fades
+        to 0 where the volume goes on beyond the grid. Voxels outside the grid are untouched.
 
         Args:
-            strength: noise level from which the variation starts: 0 returns the input exactly, 1 keeps only the label.
+            strength: noise level from which the variation starts: 0 returns the input exactly, 1 keeps only
+                the label.
             allow_label_drift: vary without conditioning on a label; the anatomy may move.
-            residual: False gives the plain decode D(z') instead, which does not carry the scan's own noise (for data that
-                leave the house). It needs a volume that the grid covers.
+            residual: False gives the plain decode D(z') instead, which does not carry the scan's own noise
+                (for data that leave the house). It needs a volume that the grid covers.
 
         Raises:
-            LabelError: the label is missing and drift is not allowed, or it holds ids that the generator does not know.
+            LabelError: the label is missing, or the generator knows none, and drift is not allowed; or it
+                holds ids that the generator does not know.
             DiffaugError: a larger scan with neither label nor box.
         """
         self._require("vary")
@@ -279,17 +288,17 @@ class Generator:
         """Make a region anew, given the rest and the label; voxels outside `mask` come back bit-identical.
 
         Args:
-            mask: `(B, 1, I, J, K)`, nonzero where the image is made anew. Inside it the new content fades in over 2 voxels.
+            mask: `(B, 1, I, J, K)`, nonzero where the image is made anew. Inside it the new content fades in
+                over 2 voxels.
 
         Raises:
             LabelError, DiffaugError: as for `vary`.
         """
         self._require("inpaint")
         settings = self._settings(steps, guidance)
-        if mask.shape != (len(image), 1, *image.shape[2:]):
-            raise DiffaugError(
-                f"mask must have shape {(len(image), 1, *image.shape[2:])} like the image, got {tuple(mask.shape)}"
-            )
+        expected = (len(image), 1, *image.shape[2:])
+        if mask.shape != expected:
+            raise DiffaugError(f"mask must have shape {expected} like the image, got {tuple(mask.shape)}")
         mask = mask.to(image.device) != 0
         seeds = case_seeds(seed, len(image))
         # Without a label or box the grid lies around each case's own mask; where that is empty, anywhere.
@@ -300,8 +309,9 @@ class Generator:
             covered = int(case.placement.take(mask[n], case.placement.window()).sum())
             if covered < int(mask[n].sum()):
                 raise VerbError(
-                    f"the mask of case {n} has {int(mask[n].sum())} voxels, the generator's grid around the label or box "
-                    f"covers {covered} of them: inpaint a smaller region, or give box=... around it"
+                    f"the mask of case {n} has {int(mask[n].sum())} voxels, the generator's grid around the "
+                    f"label or box covers {covered} of them: inpaint a smaller region, or give a box=... "
+                    "around it"
                 )
         grid_masks = torch.cat(
             [case.placement.to_grid(row[None]) for case, row in zip(cases, mask, strict=True)]
@@ -339,7 +349,8 @@ class Generator:
         steps: int | None = None,
         box: Box | None = None,
     ) -> Tensor:
-        """The generator's own opinion of the labels of an image: `(B, 1, I, J, K)` int16; background outside the grid."""
+        """The generator's own opinion of the labels of an image: `(B, 1, I, J, K)` int16; background outside
+        the grid."""
         self._require("segment")
         settings = self._settings(steps, None)
         settings.pop("guidance")
@@ -357,21 +368,25 @@ class Generator:
 
     @torch.no_grad()
     def encode(self, image: Tensor, affine: ArrayLike, *, box: Box | None = None) -> Tensor:
-        """The latent `(B, Z, i, j, k)` of an image, zero mean and unit variance per channel over the training cases."""
+        """The latent `(B, Z, i, j, k)` of an image, zero mean and unit variance per channel over the training
+        cases."""
         self._require("encode")
         return self._encode_images(self._read(image, None, affine, None, True, [box] * len(image)))
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
-        """The image `(B, C, *grid.shape)` float32 of a latent, on the generator's grid, in the card's typical units."""
+        """The image `(B, C, *grid.shape)` float32 of a latent, on the generator's grid, in the card's typical
+        units."""
         self._require("decode")
         config = self.card.networks.denoiser
         expected = (config.image_channels, *config.latent_shape)
         if latent.shape[1:] != expected:
-            raise DiffaugError(f"a latent must have shape (B, {', '.join(map(str, expected))}), got {tuple(latent.shape)}")
+            raise DiffaugError(
+                f"a latent must have shape (B, {', '.join(map(str, expected))}), got {tuple(latent.shape)}"
+            )
         return self._typical(latent.to(self.device))
 
-    # -- ways in and out -------------------------------------------------------------------------------------------
+    # -- ways in and out -------------------------------------------------------------------------------------
 
     def _require(self, verb: str) -> None:
         if verb not in self.verbs:
@@ -405,17 +420,19 @@ class Generator:
         if image.dtype == torch.bool or image.is_complex():
             raise DiffaugError(f"the image must hold integers or floats, got {image.dtype}")
         if bad := [n for n, row in enumerate(image) if not bool(torch.isfinite(row).all())]:
-            raise DiffaugError(f"the image holds NaN or infinite values in case(s) {bad} of the batch: replace them first")
+            raise DiffaugError(
+                f"the image holds NaN or infinite values in case(s) {bad} of the batch: replace them first"
+            )
         if label is None and self.knows_labels and not allow_label_drift:
             raise LabelError(
-                f"{self.name} preserves a label only if it is given: pass the label map, or allow_label_drift=True if the "
-                "anatomy may move"
+                f"{self.name} preserves a label only if it is given: pass the label map, or "
+                "allow_label_drift=True if the anatomy may move"
             )
         if label is not None:
             if not self.knows_labels and not allow_label_drift:
                 raise LabelError(
-                    f"{self.name} knows no labels and cannot preserve one: pass allow_label_drift=True if the anatomy may "
-                    "move"
+                    f"{self.name} knows no labels and cannot preserve one: pass allow_label_drift=True if "
+                    "the anatomy may move"
                 )
             label = _check_label(label)
             if label.shape[0] != image.shape[0] or label.shape[2:] != image.shape[2:]:
@@ -438,7 +455,7 @@ class Generator:
         label_mapping: Mapping[int, int] | None,
         box: Box | None,
     ) -> _Case:
-        """Place a volume of spatial `shape` on the grid, with its label map `(1, I, J, K)` where there is one."""
+        """Place a volume of spatial `shape` on the grid, and its label map `(1, I, J, K)` if there is one."""
         if label is None:
             return _Case(place(self.grid, shape, affine, box=box))
         if not self.knows_labels:
@@ -468,7 +485,7 @@ class Generator:
             case.placement.put_back(out[n], values, window)
         return out
 
-    # -- networks, always in chunks of one size --------------------------------------------------------------------
+    # -- networks, always in chunks of one size --------------------------------------------------------------
 
     def _noise(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         config = self.card.networks.denoiser
@@ -497,7 +514,9 @@ class Generator:
             return torch.zeros(len(latents), 1, *self.grid.shape, dtype=torch.int16)
         return self.vocabulary.from_scores(self._chunked(self.model.decode_label, latents)[0].cpu())
 
-    def _chunked(self, function: Callable[..., Tensor | tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
+    def _chunked(
+        self, function: Callable[..., Tensor | tuple[Tensor, ...]], *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
         """Apply `function` to chunks of a fixed number of cases; the last one is filled up and cut again."""
         size = CPU_CHUNK if self.device.type == "cpu" else GPU_CHUNK
         count = len(inputs[0])
@@ -525,8 +544,8 @@ def _require_covered(cases: list[_Case]) -> None:
         covered = tuple(stop - start for start, stop in case.placement.window())
         if covered != case.placement.source_shape:
             raise VerbError(
-                f"a plain decode (residual=False) covers {covered} of the {case.placement.source_shape} voxels of "
-                f"case {n} (grid's axis order); crop the case to the box around its label first"
+                f"a plain decode (residual=False) covers {covered} of the {case.placement.source_shape} "
+                f"voxels of case {n} (grid's axis order); crop the case to the box around its label first"
             )
 
 
@@ -554,14 +573,15 @@ def _to_dtype(volume: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _fade_inside(mask: Tensor, placement: Placement, window: Window) -> Tensor:
-    """Weights of the voxels of `window`: 0 outside a bool mask `(1, I, J, K)`, rising to 1 over `INPAINT_RIM` inside."""
+    """Weights of the voxels of `window`: 0 outside a bool mask `(1, I, J, K)`, rising to 1 over the rim
+    inside it."""
     # With a voxel more on each side, since what lies beyond the window is outside the mask.
     grown = [(max(0, a - 1), min(n, b + 1)) for (a, b), n in zip(window, placement.source_shape, strict=True)]
-    mask = placement.take(mask, grown)
+    mask = placement.take(mask, grown).contiguous()
     outside = (~mask).float()
     weight = mask.float()
     for distance in range(1, INPAINT_RIM + 1):
-        outside = F.max_pool3d(outside, 3, stride=1, padding=1)
+        outside = nn.functional.max_pool3d(outside, 3, stride=1, padding=1)
         near = (outside > 0) & mask & (weight == 1)
         weight[near] = distance / (INPAINT_RIM + 1)
     inner = (slice(a - g, b - g) for (a, b), (g, _) in zip(window, grown, strict=True))

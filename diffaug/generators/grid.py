@@ -1,18 +1,18 @@
-"""The grid that a generator works on, and the way in and out of it for volumes of any orientation, spacing and size.
+"""The grid that a generator works on, and the way onto it and back for any orientation, spacing and size.
 
-A volume is placed by axis flips, permutation, per-axis scaling and a shift; it is never sheared or rotated by a fraction
-of a turn: an oblique volume keeps its own axes, named by the nearest anatomical direction.
+A volume is placed by axis flips, permutation, per-axis scaling and a shift; it is never sheared or rotated by
+a fraction of a turn: an oblique volume keeps its own axes, named by the nearest anatomical direction.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import EllipsisType
 
 import nibabel as nib
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from diffaug.errors import DiffaugError
 
@@ -20,8 +20,8 @@ Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 # Half-open voxel bounds on each axis of a volume in the grid's orientation.
 Window = list[tuple[int, int]]
 
-# A volume whose extent exceeds the grid by more than this factor on an axis is a "larger scan": where in it the object
-# lies has to be said by a label or a box.
+# A volume whose extent exceeds the grid by more than this factor on an axis is a "larger scan": where in it
+# the object lies has to be said by a label or a box.
 LARGER_SCAN = 1.25
 # Spacings closer than this (relative) are treated as equal: voxels are then copied, not interpolated.
 SAME_SPACING = 1e-2
@@ -31,7 +31,7 @@ RIM = 4
 
 @dataclass(frozen=True)
 class Grid:
-    """Orientation (axis codes such as ("R", "A", "S")), spacing (mm) and shape (voxels) of a generator's volumes."""
+    """Orientation (axis codes, such as ("R", "A", "S")), spacing (mm) and shape (voxels) of volumes."""
 
     orientation: tuple[str, str, str]
     spacing: tuple[float, float, float]
@@ -52,8 +52,8 @@ class Grid:
 class Placement:
     """How one volume lies on a grid.
 
-    `axes` and `flips` reorient the volume's array to the grid's orientation; after that, grid voxel u of an axis lies at
-    source voxel `offset + u * ratio`. `source_shape` is the volume's, after that.
+    `axes` and `flips` reorient the volume's array to the grid's orientation; after that, grid voxel u of an
+    axis lies at source voxel `offset + u * ratio`. `source_shape` is the volume's, after that.
     """
 
     grid: Grid
@@ -63,7 +63,7 @@ class Placement:
     offset: tuple[float, float, float]
     source_shape: tuple[int, int, int]
 
-    # -- reorientation -------------------------------------------------------------------------------------------
+    # -- reorientation ---------------------------------------------------------------------------------------
 
     def reorient(self, volume: Tensor) -> Tensor:
         """`(..., I, J, K)` as given, to the grid's axis order and directions (a view where possible)."""
@@ -80,7 +80,7 @@ class Placement:
         inverse = np.argsort(self.axes)
         return volume.permute(*range(lead), *(lead + int(a) for a in inverse))
 
-    # -- geometry --------------------------------------------------------------------------------------------------
+    # -- geometry --------------------------------------------------------------------------------------------
 
     @property
     def same_spacing(self) -> bool:
@@ -100,7 +100,7 @@ class Placement:
         return bounds
 
     def _support(self) -> Window:
-        """The source voxels on which values on the grid depend: more than the window, by interpolation and blur."""
+        """The source voxels on which values on the grid depend, by interpolation and blur."""
         bounds = []
         for axis, size in enumerate(self.source_shape):
             reach = 3 * max(1.0, self.ratio[axis])
@@ -113,30 +113,31 @@ class Placement:
         """Where the grid's voxels lie on a source axis, in source voxels."""
         return self.offset[axis] + self.ratio[axis] * torch.arange(self.grid.shape[axis], dtype=torch.float64)
 
-    def _slices(self, window: Window) -> tuple[slice, ...]:
-        """`window` as slices of the volume's own axes."""
+    def _index(self, window: Window) -> tuple[EllipsisType | slice, ...]:
+        """`window` as an index of the volume's own axes, its last three."""
         slices = [slice(None)] * 3
         for axis, (start, stop) in enumerate(window):
             if self.flips[axis]:
                 start, stop = self.source_shape[axis] - stop, self.source_shape[axis] - start
             slices[self.axes[axis]] = slice(start, stop)
-        return tuple(slices)
+        return (..., *slices)
 
     def take(self, volume: Tensor, window: Window) -> Tensor:
         """The part of `volume` `(..., I, J, K)` that `window` covers, in the reoriented order."""
-        return self.reorient(volume[..., *self._slices(window)])
+        return self.reorient(volume[self._index(window)])
 
     def put_back(self, volume: Tensor, patch: Tensor, window: Window) -> None:
         """Write `patch` (reoriented order, covering `window`) into `volume` `(..., I, J, K)`, in place."""
-        volume[..., *self._slices(window)] = self.restore(patch).to(volume.dtype)
+        volume[self._index(window)] = self.restore(patch).to(volume.dtype)
 
-    # -- resampling ------------------------------------------------------------------------------------------------
+    # -- resampling ------------------------------------------------------------------------------------------
 
     def to_grid(self, volume: Tensor, prepare: Callable[[Tensor], Tensor] = Tensor.float) -> Tensor:
-        """Resample a volume `(B, C, I, J, K)` in its own array order onto the grid (trilinear; antialiased), float32.
+        """Resample a volume `(B, C, I, J, K)` in its own array order onto the grid (trilinear, antialiased).
 
-        `prepare` makes floats of the part of the volume that the grid needs; it must act on each voxel by itself. Voxels
-        of the grid outside the volume mirror it (reflection about the centres of its border voxels).
+        `prepare` makes floats of the part of the volume that the grid needs; it must act on each voxel by
+        itself. Voxels of the grid outside the volume mirror it (reflection about the centres of its border
+        voxels).
         """
         support = self._support()
         volume = prepare(self.take(volume, support))
@@ -153,14 +154,14 @@ class Placement:
     def label_to_grid(self, label: Tensor, prepare: Callable[[Tensor], Tensor] = Tensor.float) -> Tensor:
         """Resample a label map onto the grid; outside the volume it is background.
 
-        `prepare` makes it one-hot, `(B, L, I, J, K)` with the background first, if it is not yet. Returns one-hot float32
-        `(B, L, *grid.shape)`; between voxels the class with the largest share wins.
+        `prepare` makes it one-hot, `(B, L, I, J, K)` with the background first, if it is not yet. Returns
+        one-hot float32 `(B, L, *grid.shape)`; between voxels the class with the largest share wins.
         """
         shares = self.to_grid(label, prepare)
         inside = self._inside().to(shares.device)
         shares = shares * inside
         shares[:, 0] += 1 - inside
-        return F.one_hot(shares.argmax(dim=1), shares.shape[1]).movedim(-1, 1).float()
+        return nn.functional.one_hot(shares.argmax(dim=1), shares.shape[1]).movedim(-1, 1).float()
 
     def _inside(self) -> Tensor:
         """1 at the grid's voxels whose centres lie in the volume, else 0 `(*grid.shape)`."""
@@ -189,7 +190,7 @@ class Placement:
         return _sample(volume, positions, padding="border"), window
 
     def fade(self) -> Tensor:
-        """Smooth mask on the grid `(*grid.shape)`: 1 inside, falling to 0 at faces beyond which the volume goes on."""
+        """Smooth mask `(*grid.shape)`: 1 inside, falling to 0 at faces beyond which the volume goes on."""
         ramps = []
         for axis in range(3):
             size = self.grid.shape[axis]
@@ -214,12 +215,13 @@ def place(
 ) -> Placement:
     """Find the place of a volume with array `shape` and `affine` (RAS+ mm) on `grid`.
 
-    On an axis where the volume is not longer than the grid, its centre lies on the grid's centre. On a longer axis the
-    grid lies around the centre of `box` (half-open voxel bounds) or of `foreground` (bool, `shape`), inside the volume.
+    On an axis where the volume is not longer than the grid, its centre lies on the grid's centre. On a longer
+    axis the grid lies around the centre of `box` (half-open voxel bounds) or of `foreground` (bool, `shape`),
+    inside the volume.
 
     Raises:
-        DiffaugError: for a larger scan (more than 1.25 times the grid on an axis) with neither label nor box, or a box
-            outside the volume.
+        DiffaugError: for a larger scan (more than 1.25 times the grid on an axis) with neither label nor box,
+            or a box outside the volume.
     """
     affine = np.asarray(affine, dtype=np.float64)
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
@@ -250,9 +252,9 @@ def place(
                 centre = min(max(wanted, half + slack), size - 1 - half - slack)
             elif size > LARGER_SCAN * length * r:
                 raise DiffaugError(
-                    f"the volume's axis {axis} is {size * spacing[axis]:.0f} mm long, the generator makes an object of "
-                    f"{length * grid.spacing[n]:.0f} mm: give the label map of the object or box=((i0, i1), (j0, j1), "
-                    "(k0, k1)) in voxels"
+                    f"the volume's axis {axis} is {size * spacing[axis]:.0f} mm long, the generator makes an "
+                    f"object of {length * grid.spacing[n]:.0f} mm: give the label map of the object or "
+                    "box=((i0, i1), (j0, j1), (k0, k1)) in voxels"
                 )
         start = centre - half
         offset.append(float(np.floor(start + 0.5 + 1e-9)) if r == 1.0 else start)
@@ -328,7 +330,7 @@ def _antialias(volume: Tensor, axis: int, ratio: float) -> Tensor:
     padding[2 * (2 - axis)] = padding[2 * (2 - axis) + 1] = radius
     b, c = volume.shape[:2]
     flat = volume.reshape(b * c, 1, *volume.shape[2:])
-    flat = F.conv3d(F.pad(flat, padding, mode="replicate"), kernel.view(shape))
+    flat = nn.functional.conv3d(nn.functional.pad(flat, padding, mode="replicate"), kernel.view(shape))
     return flat.reshape(volume.shape)
 
 
@@ -340,4 +342,6 @@ def _sample(volume: Tensor, positions: list[Tensor], padding: str) -> Tensor:
         axes.append((2 * position / max(size - 1, 1) - 1).to(volume.device, torch.float32))
     mesh = torch.meshgrid(*axes, indexing="ij")
     coordinates = torch.stack(mesh[::-1], dim=-1)[None].expand(volume.shape[0], -1, -1, -1, -1)
-    return F.grid_sample(volume, coordinates, mode="bilinear", padding_mode=padding, align_corners=True)
+    return nn.functional.grid_sample(
+        volume, coordinates, mode="bilinear", padding_mode=padding, align_corners=True
+    )

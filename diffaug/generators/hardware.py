@@ -6,8 +6,8 @@ import torch
 def has_bfloat16(device: torch.device | str = "cpu") -> bool:
     """Whether `device` multiplies matrices in bfloat16 in hardware.
 
-    On two Zen 5 cores bfloat16 products ran at 900 GFLOP/s against 200 in float32; on a processor that emulates them they
-    are slower than float32.
+    On two Zen 5 cores bfloat16 products ran at 900 GFLOP/s against 200 in float32; on a processor that
+    emulates them they are slower than float32.
     """
     kind = torch.device(device).type
     if kind == "cuda":

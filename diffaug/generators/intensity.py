@@ -13,10 +13,10 @@ from torch import Tensor
 class IntensityConvention(BaseModel):
     """How intensities of each channel map onto network units.
 
-    `percentile`: each volume's own `low` and `high` percentiles (of the whole volume, constant padding masked) become -1
-    and 1: for arbitrary units such as MR. `window`: the fixed values `windows[channel]` do: for calibrated units such as
-    HU. Values beyond `clip` network units are clipped. `typical` gives, per channel, the values (in data units) of -1 and
-    1 that a volume made from nothing gets.
+    `percentile`: each volume's own `low` and `high` percentiles (of the whole volume, constant padding
+    masked) become -1 and 1: for arbitrary units such as MR. `window`: the fixed values `windows[channel]` do:
+    for calibrated units such as HU. Values beyond `clip` network units are clipped. `typical` gives, per
+    channel, the values (in data units) of -1 and 1 that a volume made from nothing gets.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,7 +33,9 @@ class IntensityConvention(BaseModel):
         for name in ("windows", "typical"):
             for low, high in getattr(self, name):
                 if not low < high:
-                    raise ValueError(f"{name} must hold pairs (low, high) with low < high, got ({low}, {high})")
+                    raise ValueError(
+                        f"{name} must hold pairs (low, high) with low < high, got ({low}, {high})"
+                    )
         expected = len(self.typical) if self.kind == "window" else 0
         if len(self.windows) != expected:
             raise ValueError(f"kind {self.kind!r} needs {expected} windows, got {len(self.windows)}")
@@ -42,8 +44,8 @@ class IntensityConvention(BaseModel):
 
 @dataclass(frozen=True)
 class IntensityMap:
-    """The map of one volume, float64 tensors `(C,)`: the data values that become -1 (`low`) and 1 (`high`), and the
-    smallest one (`floor`), below which no made value falls: magnitude images do not turn negative."""
+    """The map of one volume, float64 tensors `(C,)`: the data values that become -1 (`low`) and 1 (`high`),
+    and the smallest one (`floor`), below which no made value falls: magnitude images do not turn negative."""
 
     low: Tensor
     high: Tensor
@@ -93,7 +95,7 @@ def typical_map(convention: IntensityConvention) -> IntensityMap:
 
 
 def trim_padding(volume: NDArray[Any]) -> NDArray[Any]:
-    """`(I, J, K)` without the outer slices that are constant (padding); the volume itself where all is constant."""
+    """`(I, J, K)` without the outer slices that are constant (padding), unless all are."""
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
         varied = np.flatnonzero(volume.max(axis=others) > volume.min(axis=others))
@@ -104,7 +106,7 @@ def trim_padding(volume: NDArray[Any]) -> NDArray[Any]:
 
 
 def _range(values: NDArray[Any], convention: IntensityConvention) -> tuple[float, float]:
-    # numpy.percentile would overflow where narrow integers lie far apart; floats of all voxels would take memory.
+    # By hand: numpy.percentile overflows where narrow integers lie far apart.
     positions = np.array([convention.low, convention.high]) / 100 * (values.size - 1)
     ranks = np.unique([np.floor(positions), np.ceil(positions)]).astype(int)
     ordered = np.partition(values, ranks, axis=None)[ranks].astype(float)
@@ -116,7 +118,7 @@ def _range(values: NDArray[Any], convention: IntensityConvention) -> tuple[float
 
 
 def _array(volume: Tensor) -> NDArray[Any]:
-    """The tensor as an array in its own dtype; half precision, which numpy has not or rounds in, as float32."""
+    """The tensor as an array in its own dtype; half precision as float32."""
     if volume.dtype in (torch.float16, torch.bfloat16):
         volume = volume.float()
     return volume.cpu().numpy()

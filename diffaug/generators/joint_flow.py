@@ -1,7 +1,7 @@
-"""The flagship architecture: two autoencoders and a joint flow-matching denoiser, as one model on grid volumes.
+"""The flagship architecture: two autoencoders and a joint flow-matching denoiser, as one model.
 
-All tensors here are on the grid and in network units; orientation, spacing, units and label ids are the Generator's
-business. Latents of image and label are `(B, Z, i, j, k)`.
+All tensors here are on the grid and in network units; orientation, spacing, units and label ids are the
+Generator's business. Latents of image and label are `(B, Z, i, j, k)`.
 """
 
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ class JointFlow(nn.Module):
         self.denoiser = JointDenoiser(networks.denoiser)
         self.eval().requires_grad_(False)
 
-    # -- autoencoders ----------------------------------------------------------------------------------------------
+    # -- autoencoders ----------------------------------------------------------------------------------------
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Volume in network units to its latent."""
@@ -61,7 +61,7 @@ class JointFlow(nn.Module):
         with self._autocast(latent):
             return self.label.decode(latent).float()
 
-    # -- trajectories ----------------------------------------------------------------------------------------------
+    # -- trajectories ----------------------------------------------------------------------------------------
 
     def sample(
         self,
@@ -104,9 +104,10 @@ class JointFlow(nn.Module):
         """The image latent that shows a label latent (None: any anatomy).
 
         Args:
-            start: clean image latent and strength: begin at that noise level instead of at pure noise (SDEdit,
-                Meng et al. 2022). The number of steps shrinks in proportion.
-            mask: with `start`, the region `(B, 1, i, j, k)` that is made anew; the rest follows the clean latent.
+            start: clean image latent and strength: begin at that noise level instead of at pure noise
+                (SDEdit, Meng et al. 2022). The number of steps shrinks in proportion.
+            mask: with `start`, the region `(B, 1, i, j, k)` that is made anew; the rest follows the clean
+                latent.
         """
         clean, strength = start if start is not None else (image_noise, 1.0)
         x = add_noise(clean, image_noise, strength)
@@ -151,7 +152,7 @@ class JointFlow(nn.Module):
         kind = like.device.type
         return torch.autocast(kind, dtype=torch.bfloat16, enabled=has_bfloat16(like.device))
 
-    # -- files -----------------------------------------------------------------------------------------------------
+    # -- files -----------------------------------------------------------------------------------------------
 
     def save_weights(self, folder: Path) -> list[str]:
         """Write the weights (float16) to `folder`; returns the file names."""
@@ -177,14 +178,14 @@ class JointFlow(nn.Module):
         wrong = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
         if missing or unexpected or wrong:
             raise CardError(
-                f"{folder / WEIGHTS} does not fit the card: missing {missing[:5]}, unexpected {unexpected[:5]}, "
-                f"wrong shape {wrong[:5]}"
+                f"{folder / WEIGHTS} does not fit the card: missing {missing[:5]}, "
+                f"unexpected {unexpected[:5]}, wrong shape {wrong[:5]}"
             )
         self.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in state.items()})
 
 
 def latent_mask(mask: Tensor, downsampling: tuple[int, int, int]) -> Tensor:
-    """A voxel mask `(B, 1, I, J, K)` to the latent's resolution: any voxel counts, widened by one latent voxel.
+    """A voxel mask `(B, 1, I, J, K)` at the latent's resolution: any voxel counts, and one more all around.
 
     A code depends on voxels around its own: without the widening the old content would leak into the region.
     """

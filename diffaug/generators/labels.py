@@ -35,12 +35,14 @@ class Vocabulary:
         mapping = dict(mapping or {})
         known = ", ".join(f"{k}: {v}" for k, v in self.names.items())
         if targets := sorted(set(mapping.values()) - self.names.keys()):
-            raise LabelError(f"label_mapping leads to {targets}, but the generator's vocabulary is {{{known}}}")
+            raise LabelError(
+                f"label_mapping leads to {targets}, but the generator's vocabulary is {{{known}}}"
+            )
         if unknown := [value for value in present if mapping.get(value, value) not in self.names]:
             raise LabelError(
-                f"label id(s) {unknown} are not in the generator's vocabulary {{{known}}}; the label map holds {present}. "
-                "Say which is which with label_mapping={your id: generator id}, for example "
-                f"{{{unknown[0]}: {self.ids[-1]}}} (0 is background)"
+                f"label id(s) {unknown} are not in the generator's vocabulary {{{known}}}; the label map "
+                f"holds {present}. Say which is which with label_mapping={{your id: generator id}}, for "
+                f"example {{{unknown[0]}: {self.ids[-1]}}} (0 is background)"
             )
         indices = np.zeros(values.shape, np.int16)
         for value in present:

@@ -1,7 +1,8 @@
 """Samplers of the probability-flow equation of linear flow matching (Lipman et al. 2023, Liu et al. 2023).
 
-A sample at noise level t in [0, 1] is `x_t = (1 - t) x_0 + t e`, with e standard normal; the network predicts the
-velocity `dx/dt = e - x_0`. Sampling integrates from the starting level down to 0, exactly over the last step too.
+A sample at noise level t in [0, 1] is `x_t = (1 - t) x_0 + t e`, with e standard normal; the network predicts
+the velocity `dx/dt = e - x_0`. Sampling integrates from the starting level down to 0, exactly over the last
+step too.
 """
 
 from collections.abc import Callable
@@ -30,7 +31,8 @@ def noise_levels(steps: int, start: float = 1.0, shift: float = 1.0) -> list[flo
     """
     if steps < 1 or not 0 < start <= 1 or shift <= 0:
         raise DiffaugError(
-            f"steps must be >= 1, start in (0, 1] and shift > 0, got steps={steps}, start={start}, shift={shift}"
+            "steps must be >= 1, start in (0, 1] and shift > 0, "
+            f"got steps={steps}, start={start}, shift={shift}"
         )
     # Equal steps in the unshifted time, whose start is the inverse of the shift at `start`.
     origin = start / (shift - (shift - 1) * start)
@@ -39,10 +41,8 @@ def noise_levels(steps: int, start: float = 1.0, shift: float = 1.0) -> list[flo
     return [start, *levels[1:-1], 0.0]
 
 
-def euler(
-    velocity: Velocity, x: Tensor, levels: list[float], project: Projection | None = None
-) -> Tensor:
-    """First-order integration: one evaluation of `velocity` a step. `project(x, level)` is applied after each step."""
+def euler(velocity: Velocity, x: Tensor, levels: list[float], project: Projection | None = None) -> Tensor:
+    """First-order integration: one evaluation of `velocity` a step, then `project(x, level)`."""
     for level, following in pairwise(levels):
         x = x + (following - level) * velocity(x, level)
         if project is not None:
@@ -51,7 +51,7 @@ def euler(
 
 
 def heun(velocity: Velocity, x: Tensor, levels: list[float], project: Projection | None = None) -> Tensor:
-    """Second-order integration (trapezoidal rule): two evaluations of `velocity` a step."""
+    """Second-order integration (trapezoidal rule): two evaluations of `velocity` a step, then `project`."""
     for level, following in pairwise(levels):
         slope = velocity(x, level)
         ahead = velocity(x + (following - level) * slope, following)

@@ -10,7 +10,7 @@ from diffaug.errors import DiffaugError
 
 
 def case_seed(root: int, index: int) -> int:
-    """Seed of case `index` of a run with seed `root`: the same whatever the batch size, the sharding or the order."""
+    """Seed of case `index` of a run with seed `root` (both >= 0), whatever the batch, sharding or order."""
     return int(np.random.SeedSequence([root, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -19,7 +19,9 @@ def case_seeds(seed: int | Sequence[int], count: int) -> list[int]:
     if isinstance(seed, (int, np.integer)):
         return [case_seed(int(seed), index) for index in range(count)]
     if len(seed) != count:
-        raise DiffaugError(f"{len(seed)} seeds were given for {count} cases; give one integer or one seed per case")
+        raise DiffaugError(
+            f"{len(seed)} seeds were given for {count} cases; give one integer or one seed per case"
+        )
     return [int(s) for s in seed]
 
 

@@ -1,4 +1,5 @@
-"""The zoo: generators by name. Bundled ones lie in the package; any folder that `diffaug fit` wrote loads by its path."""
+"""The zoo: generators by name. Bundled ones lie in the package; any folder that `diffaug fit` wrote loads by
+its path."""
 
 from pathlib import Path
 
@@ -24,8 +25,9 @@ def folder_of(name_or_folder: str | Path) -> Path:
     folder = Path(name_or_folder)
     if (folder / "card.json").is_file():
         return folder
+    bundled = ", ".join(names()) or "none"
     raise CardError(
-        f"{name_or_folder} is neither a bundled generator ({', '.join(names()) or 'none'}) nor a folder with a card.json"
+        f"{name_or_folder} is neither a bundled generator ({bundled}) nor a folder with a card.json"
     )
 
 

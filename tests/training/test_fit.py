@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
@@ -177,3 +179,32 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_weights(
     uninterrupted, resumed = (load_file(f / "joint_flow.safetensors") for f in (whole, output))
     assert uninterrupted.keys() == resumed.keys()
     assert all(uninterrupted[k].equal(resumed[k]) for k in uninterrupted)
+
+
+def test_unlabelled_scans_of_two_channels_make_a_generator_without_labels(tmp_path: Path) -> None:
+    images = tmp_path / "data" / "images"
+    images.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for n in range(4):
+        for channel in range(2):
+            volume = rng.normal(size=(15, 22, 16)).astype(np.float32).cumsum(axis=channel)
+            nib.save(
+                nib.Nifti1Image(volume, np.diag([2.0, 2, 2, 1])), images / f"case{n}_000{channel}.nii.gz"
+            )
+    dataset = read_dataset(tmp_path / "data", images=images)
+    plan = fit_generator(dataset, tmp_path / "none", budget=60, dry_run=True, progress=QUIET)
+    assert isinstance(plan, Plan)
+    small = blob_plan(steps=2)
+    plan = plan.model_copy(
+        update={
+            "autoencoder_training": small.autoencoder_training,
+            "denoiser_training": small.denoiser_training,
+            "evaluate_every": 1,
+        }
+    )
+    (tmp_path / "plan.json").write_text(plan.model_dump_json())
+    generator = fit_generator(dataset, tmp_path / "fit", plan=tmp_path / "plan.json", progress=QUIET)
+    assert isinstance(generator, Generator)
+    assert generator.verbs.isdisjoint({"paint", "segment"})
+    assert generator.card.channels == list(dataset.channels)
+    assert generator.sample(1, steps=1).image.shape == (1, 2, *plan.grid.shape)
