@@ -1,5 +1,7 @@
 """``diffaug build``: write a labelled synthetic dataset."""
 
+import json
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -75,19 +77,24 @@ def build(
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda.", show_default="the fastest there is")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what was done as JSON, instead of the folder.")
+    ] = False,
 ) -> None:
     """Write a labelled synthetic dataset of CASES cases made by GENERATOR.
 
     Images and label maps are NIfTI files; manifest.json records where each case comes from, under which
-    licence, and how to make it again. Interrupted at any moment, the same command goes on where it stopped.
+    licence, and how to make it again; montage.png shows the first cases. Interrupted at any moment, the same
+    command goes on where it stopped. Prints the folder of the dataset; all else goes to stderr.
     """
     import torch
 
     from diffaug.datasets.building import build_dataset
+    from diffaug.progress import Progress
     from diffaug.zoo import load
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    build_dataset(
+    done = build_dataset(
         load(generator).to(device),
         output,
         cases=cases,
@@ -100,4 +107,18 @@ def build(
         strength=strength,
         label_mapping=dict(map(parse_pair, label_mapping)) if label_mapping else None,
         batch_size=batch_size,
+        progress=Progress(),
     )
+    for path in done.repaired:
+        typer.echo(f"{path} was missing or altered and was made again", err=True)
+    if done.cut:
+        typer.echo(
+            f"{len(done.cut)} cases: the label reaches beyond the generator's grid and was cut off there "
+            "with the image; manifest.json says by how much",
+            err=True,
+        )
+    if not done.made and not done.repaired:
+        typer.echo(f"complete already: {done.cases} cases, all hashes right, nothing to do", err=True)
+    else:
+        typer.echo(f"{done.cases} cases: {done.made} made, {done.kept} kept from before", err=True)
+    typer.echo(json.dumps({**asdict(done), "output": str(done.output)}) if as_json else done.output)

@@ -1,0 +1,678 @@
+"""Building a labelled synthetic dataset: interrupted at any moment, it ends with the same bytes.
+
+While a build runs, `.diffaug-build.jsonl` in its folder holds the settings and a line per finished case; the
+manifest, written last, takes its place. What a restart finds is trusted by its hash, not by its name.
+"""
+
+import hashlib
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from diffaug.datasets.checking import check_dataset
+from diffaug.datasets.layouts import LAYOUTS, Layout, LayoutName, nifti_bytes
+from diffaug.datasets.manifest import (
+    MANIFEST,
+    CaseRecord,
+    CaseSource,
+    GeneratorRecord,
+    Manifest,
+    Parameters,
+    Settings,
+    Verb,
+    combined_licence,
+    device_name,
+    differences,
+    plain,
+    read_manifest,
+    versions,
+    write_manifest,
+)
+from diffaug.datasets.reading import LARGEST_LABEL, CaseFiles, load_case
+from diffaug.datasets.sources import RealCase, Source, Sources, find_sources, read_source, renumber
+from diffaug.errors import DatasetError, DiffaugError, LabelError, VerbError
+from diffaug.figures import montage
+from diffaug.files import atomic_path, atomic_write_json, atomic_write_text, sha256_file
+from diffaug.generators.generator import Generator
+from diffaug.generators.intensity import IntensityMap, fit_intensity_map, typical_map
+from diffaug.generators.seeds import case_seed
+from diffaug.progress import Progress
+
+STATE = ".diffaug-build.jsonl"
+MONTAGE = "montage.png"
+README = "README.md"
+DESCRIPTION = "dataset.json"
+MONTAGE_CASES = 6
+# A range of more units than this loses nothing that matters when rounded to whole numbers.
+INTEGER_RANGE = 255
+# Room for what describes the dataset, beside its cases.
+EXTRA_BYTES = 4_000_000
+# Differing settings that a message shows.
+MOST_LINES = 10
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a call of `build_dataset` did.
+
+    Attributes:
+        output: the dataset's folder.
+        cases: number of cases in it.
+        made: cases made by this call.
+        kept: cases that an earlier call made, found intact.
+        repaired: files of an earlier call that were missing or altered and were made again.
+        cut: case whose label reaches beyond the generator's grid -> voxels of it cut off with the image.
+        licence: of the dataset.
+    """
+
+    output: Path
+    cases: int
+    made: int
+    kept: int
+    repaired: tuple[str, ...]
+    cut: dict[str, int]
+    licence: str
+
+
+class _Made(NamedTuple):
+    """A synthetic case: image (C, I, J, K) float32, label (I, J, K) of generator ids, affine (4, 4)."""
+
+    image: np.ndarray
+    label: np.ndarray
+    affine: np.ndarray
+    source: CaseSource | None
+
+
+class _Survey(NamedTuple):
+    """What is known before anything is made: the voxel type of the images, and the voxels of each source."""
+
+    image_dtype: Literal["int16", "float32"]
+    voxels: list[int]
+
+
+def build_dataset(
+    generator: Generator,
+    output: Path | str,
+    *,
+    cases: int,
+    verb: Verb = "sample",
+    source: Path | str | None = None,
+    layout: LayoutName = "nnunet",
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    strength: float | None = None,
+    label_mapping: Mapping[int, int] | None = None,
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> Build:
+    """Write a labelled synthetic dataset, or finish one that was interrupted.
+
+    Case k has the seed `case_seed(seed, k)`; its bytes depend on nothing but that, the other settings, the
+    versions in the manifest and the device. Images are int16 where their range exceeds 255 units, else
+    float32; labels are uint8 (int16 where ids need it), numbered from 0 without a gap for nnU-Net.
+
+    Args:
+        generator: with labels; on the device it should run on.
+        output: the dataset's folder: new, empty, or what an earlier call with the same settings left. For
+            nnU-Net its name has the form `Dataset901_Name`.
+        cases: number of cases, >= 1.
+        verb: `sample` makes image and label from nothing; `paint` an image for each label map; `vary` another
+            image for each labelled case. Painted and varied cases lie where their source does, cropped to the
+            box around its label where the generator's grid does not cover the volume. Varied images are plain
+            decodes, without the scan's own noise.
+        source: for `paint` a folder of label maps, for `vary` a dataset that `read_dataset` understands (of
+            one with a split, the training cases); used in turn, with another seed each time.
+        layout: "nnunet" (raw) or "decathlon".
+        steps, guidance, strength: as for the generator's verbs; default: the card's.
+        label_mapping: id in the source -> id of the generator; ids not named stand for themselves.
+        batch_size: cases made at once, >= 1; does not change their bytes.
+        progress: where to show it; default: nowhere.
+
+    Raises:
+        DiffaugError: arguments, sources or the output folder do not allow the build, or the disk is too
+            small; nothing has been written then.
+    """
+    output = Path(output).expanduser()
+    parameters = _parameters(generator, verb, steps, guidance, strength)
+    _check_arguments(generator, cases, verb, source, layout, seed, label_mapping, batch_size)
+    LAYOUTS[layout].check_folder(output.absolute())
+    sources = find_sources(verb, source, cases, generator.card.channels)
+    settings = Settings(
+        name=output.absolute().name,
+        layout=layout,
+        cases=cases,
+        verb=verb,
+        seed=seed,
+        generator=GeneratorRecord(
+            name=generator.name,
+            weights=generator.weights_hash,
+            channels=generator.card.channels,
+            labels=generator.card.labels,
+            grid=generator.card.grid,
+            intensity=generator.card.intensity,
+        ),
+        parameters=parameters,
+        label_mapping=dict(sorted((label_mapping or {}).items())),
+        source=sources.record,
+    )
+    return _Builder(generator, output, settings, sources, batch_size, progress or Progress(quiet=True)).run()
+
+
+# -------- arguments
+
+
+def _parameters(
+    generator: Generator, verb: Verb, steps: int | None, guidance: float | None, strength: float | None
+) -> Parameters:
+    """The parameters with the card's defaults filled in."""
+    defaults = generator.card.defaults
+    steps = defaults.steps if steps is None else steps
+    guidance = defaults.guidance if guidance is None else guidance
+    if strength is not None and verb != "vary":
+        raise DiffaugError(f"strength={strength} means nothing to {verb!r}: leave it out, or choose vary")
+    if verb == "vary" and strength is None:
+        strength = defaults.strength
+    if steps < 1:
+        raise DiffaugError(f"steps must be at least 1, got {steps}")
+    if not guidance >= 0:
+        raise DiffaugError(f"guidance must be at least 0 (1 is none), got {guidance}")
+    if strength is not None and not 0 <= strength <= 1:
+        raise DiffaugError(f"strength must lie in [0, 1], got {strength}")
+    return Parameters(
+        sampler=defaults.sampler, shift=defaults.shift, steps=steps, guidance=guidance, strength=strength
+    )
+
+
+def _check_arguments(
+    generator: Generator,
+    cases: int,
+    verb: Verb,
+    source: Path | str | None,
+    layout: LayoutName,
+    seed: int,
+    label_mapping: Mapping[int, int] | None,
+    batch_size: int,
+) -> None:
+    for name, value, least in (("cases", cases, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if value < least:
+            raise DiffaugError(f"{name} must be at least {least}, got {value}")
+    if verb not in ("sample", "paint", "vary"):
+        raise VerbError(f"a dataset is built by sample, paint or vary, not by {verb!r}")
+    if verb not in generator.verbs:
+        raise VerbError(f"{generator.name} has no verb {verb!r}; it has {', '.join(sorted(generator.verbs))}")
+    if layout not in LAYOUTS:
+        raise DiffaugError(f"layout must be {' or '.join(LAYOUTS)}, got {layout!r}")
+    if not generator.knows_labels:
+        raise LabelError(f"{generator.name} knows no labels, so it cannot make a labelled dataset")
+    wrong = [old for old in label_mapping or {} if not 0 <= old <= LARGEST_LABEL]
+    if wrong:
+        raise LabelError(f"label_mapping names the ids {wrong}: label ids lie between 0 and {LARGEST_LABEL}")
+    if verb == "sample" and (source is not None or label_mapping):
+        raise DiffaugError(
+            "sample makes cases from nothing: leave out source and label_mapping, or choose paint or vary"
+        )
+    if verb != "sample" and source is None:
+        wanted = "folder of label maps" if verb == "paint" else "dataset of labelled cases"
+        raise DiffaugError(f"{verb} needs a {wanted}: give it as source")
+
+
+def _fits_integers(intensity: IntensityMap) -> bool:
+    """Whether whole numbers of 16 bits hold the volumes of an intensity map well enough."""
+    span = intensity.high - intensity.low
+    beyond = span * (intensity.clip - 1) / 2
+    limits = torch.iinfo(torch.int16)
+    inside = (intensity.low - beyond >= limits.min) & (intensity.high + beyond <= limits.max)
+    return bool(((span > INTEGER_RANGE) & inside).all())
+
+
+# -------- the build
+
+
+class _Builder:
+    """One call of `build_dataset`, its arguments checked."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        output: Path,
+        settings: Settings,
+        sources: Sources,
+        batch_size: int,
+        progress: Progress,
+    ) -> None:
+        self.generator = generator
+        self.output = output
+        self.settings = settings
+        self.dataset = sources.dataset
+        self.sources = sources.cases
+        self.batch_size = batch_size
+        self.progress = progress
+        self.layout: Layout = LAYOUTS[settings.layout]
+        self.label_ids = self.layout.written_ids(list(settings.generator.labels))
+        self.label_dtype = np.dtype(np.uint8 if max(self.label_ids.values()) <= 255 else np.int16)
+        self.names = [f"{generator.name}_{settings.verb}_{index:05d}" for index in range(settings.cases)]
+
+    def run(self) -> Build:
+        """Make what is missing; see `build_dataset`."""
+        earlier, complete = _read_state(self.output)
+        if earlier is not None:
+            self._refuse(differences(plain(earlier.settings), plain(self.settings)), "settings")
+        known = {record.name: record for record in earlier.cases} if earlier else {}
+        damaged = {
+            name: [path for path, digest in record.files.items() if not self._intact(path, digest)]
+            for name, record in known.items()
+        }
+        kept = {name: record for name, record in known.items() if not damaged[name]}
+        todo = [index for index, name in enumerate(self.names) if name not in kept]
+        repaired = [path for paths in damaged.values() for path in paths]
+        if earlier is not None and complete:
+            repaired += [path for path, digest in earlier.files.items() if not self._intact(path, digest)]
+        if earlier is not None and complete and not todo and not repaired:
+            (self.output / STATE).unlink(missing_ok=True)
+            return self._summary(earlier, made=0, repaired=[])
+
+        if earlier is not None and todo:
+            there = {**earlier.versions, "device": earlier.device}
+            self._refuse(differences(there, {**versions(), "device": self._device()}), "versions")
+        header = self._header(todo) if todo or earlier is None else earlier
+        header = header.model_copy(update={"cases": [], "files": {}})
+        self.output.mkdir(parents=True, exist_ok=True)
+        with _alone(self.output):
+            self._clear_leftovers()
+            lines = [header, *kept.values()]
+            atomic_write_text(self.output / STATE, "".join(f"{line.model_dump_json()}\n" for line in lines))
+            (self.output / MANIFEST).unlink(missing_ok=True)
+            records = kept | self._make(todo, header)
+            manifest = self._finish(header, [records[name] for name in self.names])
+        return self._summary(manifest, made=len(todo), repaired=repaired)
+
+    def _refuse(self, lines: list[str], what: str) -> None:
+        if lines:
+            advice = (
+                "give another folder, or the same settings"
+                if what == "settings"
+                else "the rest would not match; restore them, or build anew in another folder"
+            )
+            shown = "\n".join(f"  {line}" for line in lines[:MOST_LINES])
+            more = f"\n  and {len(lines) - MOST_LINES} more" if len(lines) > MOST_LINES else ""
+            raise DiffaugError(f"{self.output} was built with other {what}:\n{shown}{more}\n{advice}")
+
+    def _intact(self, path: str, digest: str) -> bool:
+        file = self.output / path
+        return file.is_file() and sha256_file(file) == digest
+
+    def _summary(self, manifest: Manifest, made: int, repaired: list[str]) -> Build:
+        cut = {case.name: case.source.cut for case in manifest.cases if case.source and case.source.cut}
+        cases = len(manifest.cases)
+        return Build(self.output, cases, made, cases - made, tuple(repaired), cut, manifest.licence)
+
+    # -- before anything is written
+
+    def _device(self) -> str:
+        return device_name(self.generator.device)
+
+    def _header(self, todo: Sequence[int]) -> Manifest:
+        """The manifest without its cases, after a look at all sources and at the disk."""
+        image_dtype, voxels = self._survey()
+        self._check_disk(todo, np.dtype(image_dtype), voxels)
+        card, origin = self.generator.card, self.settings.source
+        references = [origin.reference] if origin and origin.reference else []
+        return Manifest(
+            settings=self.settings,
+            licence=combined_licence(card.licence, origin),
+            citation=[*card.citation, *references],
+            label_ids={written: number for number, written in self.label_ids.items()},
+            image_dtype=image_dtype,
+            versions=versions(),
+            device=self._device(),
+        )
+
+    def _survey(self) -> _Survey:
+        """Open every source that is used, and settle the voxel type of the images."""
+        convention = self.generator.card.intensity
+        integers = _fits_integers(typical_map(convention)) or self.dataset is not None
+        if not self.sources:
+            return _Survey("int16" if integers else "float32", [prod(self.generator.grid.shape)])
+        problems: list[str] = []
+        voxels: list[int] = []
+        rounds = 1 if self.dataset is None else 2
+        with self.progress.task("checking sources", total=rounds * len(self.sources)) as task:
+            if self.dataset is not None:
+                check_dataset(self.dataset, lambda _: task.advance())
+            for source in self.sources:
+                try:
+                    real = read_source(source, self.generator, self.settings.label_mapping)
+                except DatasetError as error:
+                    problems += error.problems
+                else:
+                    voxels.append(real.label.size)
+                    if real.image is not None:
+                        intensity = fit_intensity_map(torch.from_numpy(real.image), convention)
+                        integers = integers and _fits_integers(intensity)
+                task.advance()
+        if problems:
+            raise DatasetError(problems)
+        return _Survey("int16" if integers else "float32", voxels)
+
+    def _check_disk(self, todo: Sequence[int], image_dtype: np.dtype, voxels: Sequence[int]) -> None:
+        """Refuse a disk that has no room for the cases as they are before compression."""
+        a_voxel = len(self.generator.card.channels) * image_dtype.itemsize + self.label_dtype.itemsize
+        needed = sum(voxels[index % len(voxels)] * a_voxel for index in todo) + EXTRA_BYTES
+        folder = next(
+            path for path in (self.output.absolute(), *self.output.absolute().parents) if path.exists()
+        )
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise DiffaugError(
+                f"{folder} has {_size(free)} free; {len(todo)} cases may take {_size(needed)} ({a_voxel} "
+                f"bytes a voxel, {max(voxels)} voxels a case at most, before compression): free some space, "
+                "or give an output elsewhere"
+            )
+
+    # -- making
+
+    def _clear_leftovers(self) -> None:
+        """Remove what a killed process was about to write."""
+        for folder in (self.output, self.output / "imagesTr", self.output / "labelsTr"):
+            for path in folder.glob(".tmp-*"):
+                path.unlink()
+
+    def _make(self, todo: Sequence[int], header: Manifest) -> dict[str, CaseRecord]:
+        """Make cases and write them, each with its line in the state file."""
+        records = {}
+        done = self.settings.cases - len(todo)
+        with (
+            (self.output / STATE).open("a", encoding="utf-8") as state,
+            self.progress.task("building", total=self.settings.cases, completed=done) as task,
+        ):
+            for start in range(0, len(todo), self.batch_size):
+                batch = todo[start : start + self.batch_size]
+                for index, made in zip(batch, self._cases(batch), strict=True):
+                    record = self._write(index, made, header)
+                    state.write(f"{record.model_dump_json()}\n")
+                    state.flush()
+                    os.fsync(state.fileno())
+                    records[record.name] = record
+                    task.advance()
+        return records
+
+    def _cases(self, batch: Sequence[int]) -> list[_Made]:
+        """A batch of cases from the generator, in order."""
+        generator, parameters = self.generator, self.settings.parameters
+        seeds = [case_seed(self.settings.seed, index) for index in batch]
+        steps, guidance = parameters.steps, parameters.guidance
+        if self.settings.verb == "sample":
+            sample = generator.sample(len(batch), seed=seeds, steps=steps, guidance=guidance)
+            pairs = zip(sample.image.numpy(), sample.label.numpy(), strict=True)
+            return [_Made(image, label[0], sample.affine, None) for image, label in pairs]
+
+        sources = [self.sources[index % len(self.sources)] for index in batch]
+        reals = [read_source(source, generator, self.settings.label_mapping) for source in sources]
+        by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for position, real in enumerate(reals):
+            by_shape[real.label.shape].append(position)
+        images: dict[int, np.ndarray] = {}
+        for positions in by_shape.values():
+            label = torch.from_numpy(np.stack([reals[p].label for p in positions]))
+            affine = np.stack([reals[p].affine for p in positions])
+            own = [seeds[p] for p in positions]
+            if parameters.strength is None:
+                out = generator.paint(label, affine, seed=own, steps=steps, guidance=guidance)
+            else:
+                image = torch.from_numpy(
+                    np.stack([i for p in positions if (i := reals[p].image) is not None])
+                )
+                out = generator.vary(
+                    image,
+                    label,
+                    affine,
+                    strength=parameters.strength,
+                    seed=own,
+                    steps=steps,
+                    guidance=guidance,
+                    residual=False,
+                )
+            images |= dict(zip(positions, out.numpy(), strict=True))
+        return [
+            _Made(images[position], real.label[0], real.affine, self._provenance(source, real))
+            for position, (source, real) in enumerate(zip(sources, reals, strict=True))
+        ]
+
+    def _provenance(self, source: Source, real: RealCase) -> CaseSource:
+        assert self.settings.source is not None
+        known = self.settings.source.cases[source.case.name]
+        return CaseSource(
+            name=source.case.name, patient=known.patient, files=known.files, box=real.box, cut=real.cut
+        )
+
+    def _write(self, index: int, made: _Made, header: Manifest) -> CaseRecord:
+        """Write a case's files and give its record."""
+        name, settings = self.names[index], self.settings
+        image = made.image
+        if header.image_dtype == "int16":
+            limits = np.iinfo(np.int16)
+            image = np.rint(image).clip(limits.min, limits.max)
+        arrays = self.layout.image_arrays(image.astype(header.image_dtype))
+        volumes = dict(zip(self.layout.image_paths(name, len(image)), arrays, strict=True))
+        volumes[self.layout.label_path(name)] = renumber(made.label, self.label_ids).astype(self.label_dtype)
+        files = {}
+        for path, array in volumes.items():
+            content = nifti_bytes(array, made.affine, f"synthetic: {self.generator.name} {settings.verb}")
+            with atomic_path(self.output / path) as temporary:
+                temporary.write_bytes(content)
+            files[path] = hashlib.sha256(content).hexdigest()
+        return CaseRecord(
+            name=name,
+            generator=settings.generator.name,
+            weights=settings.generator.weights,
+            verb=settings.verb,
+            seed=case_seed(settings.seed, index),
+            parameters=settings.parameters,
+            source=made.source,
+            licence=header.licence,
+            files=files,
+        )
+
+    # -- what describes the whole
+
+    def _finish(self, header: Manifest, records: list[CaseRecord]) -> Manifest:
+        """Write everything but the cases; the manifest last."""
+        settings, card = self.settings, self.generator.card
+        names = {self.label_ids[number]: name for number, name in settings.generator.labels.items()}
+        description = self.layout.describe(
+            name=settings.name,
+            description=_sentence(settings),
+            licence=header.licence,
+            reference="; ".join(header.citation) or card.name,
+            channels=card.channels,
+            labels=names,
+            cases=self.names,
+            provenance={
+                "synthetic": True,
+                "generator": settings.generator.name,
+                "weights": settings.generator.weights,
+                "verb": settings.verb,
+                "seed": settings.seed,
+                "version": header.versions["diffaug"],
+                "manifest": MANIFEST,
+            },
+        )
+        atomic_write_json(self.output / DESCRIPTION, description)
+        atomic_write_text(self.output / README, _readme(header))
+        self._draw(records[:MONTAGE_CASES], names, header)
+        files = {path: sha256_file(self.output / path) for path in (DESCRIPTION, README, MONTAGE)}
+        manifest = header.model_copy(update={"files": files, "cases": records})
+        write_manifest(self.output / MANIFEST, manifest)
+        (self.output / STATE).unlink()
+        return manifest
+
+    def _draw(self, records: Sequence[CaseRecord], names: Mapping[int, str], header: Manifest) -> None:
+        """The montage of the first cases, from their files."""
+        images, labels, affines, titles = [], [], [], []
+        for index, record in enumerate(records):
+            label = self.output / self.layout.label_path(record.name)
+            paths = [
+                self.output / path
+                for path in self.layout.image_paths(record.name, len(self.settings.generator.channels))
+            ]
+            loaded = load_case(CaseFiles(record.name, tuple(paths), label, record.name))
+            images.append(loaded.image)
+            labels.append(loaded.label)
+            affines.append(loaded.affine)
+            titles.append(f"case {index}" + (f"\nof {record.source.name}" if record.source else ""))
+        montage(
+            images,
+            labels,
+            titles,
+            self.output / MONTAGE,
+            affines=affines,
+            names=names,
+            heading=_sentence(self.settings),
+            footer=f"Licence: {header.licence}",
+        )
+
+
+def _sentence(settings: Settings) -> str:
+    """What the dataset is."""
+    how = {
+        "sample": "images and label maps sampled",
+        "paint": "images painted for the label maps of {source}",
+        "vary": "variations of the cases of {source}",
+    }[settings.verb].format(source=settings.source.name if settings.source else "")
+    return f"Synthetic: {how} by the generator {settings.generator.name} (diffaug)"
+
+
+def _readme(header: Manifest) -> str:
+    """The dataset's README, in Markdown."""
+    settings = header.settings
+    parameters, origin = settings.parameters, settings.source
+    command = [
+        "diffaug build",
+        settings.generator.name,
+        f"--cases {settings.cases}",
+        f"--verb {settings.verb}",
+    ]
+    if origin:
+        command.append(f"--source FOLDER_OF_{origin.name.upper().replace(' ', '_')}")
+    command += [f"--layout {settings.layout}", f"--seed {settings.seed}", f"--steps {parameters.steps}"]
+    command.append(f"--guidance {parameters.guidance:g}")
+    if parameters.strength is not None:
+        command.append(f"--strength {parameters.strength:g}")
+    command += [f"--label-mapping {old}={new}" for old, new in settings.label_mapping.items()]
+    command.append(f"--output {settings.name}")
+    renumbered = ", ".join(f"{new} -> {old}" for new, old in header.label_ids.items() if new != old)
+    made = ", ".join(f"{name} {version}" for name, version in header.versions.items())
+    lines = [
+        f"# {settings.name}",
+        "",
+        f"{_sentence(settings)}. {settings.cases} cases, none of them a scan of a person.",
+        "",
+        "Train with them, do not validate on them: a figure measured on synthetic cases says little about",
+        "real ones.",
+    ]
+    if origin:
+        lines += [
+            "Each case shows the anatomy of a real one, named under `source` in `manifest.json`: keep it out",
+            "of the training of a network that is validated or tested on that patient.",
+        ]
+    lines += [
+        "",
+        f"- Licence: {header.licence}",
+        f"- Generator: {settings.generator.name}, weights {settings.generator.weights}",
+        *([f"- Source: {origin.name}"] if origin else []),
+        *([f"- Label ids, here -> of the generator: {renumbered}"] if renumbered else []),
+        *(f"- Cite: {entry}" for entry in header.citation),
+        f"- Made with {made}, on {header.device}",
+        "",
+        "`manifest.json` says where each case comes from and gives the hashes of its files;",
+        f"`{MONTAGE}` shows the first ones. The same again:",
+        "",
+        "```bash",
+        " ".join(command),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+# -------- small parts
+
+
+def _read_state(output: Path) -> tuple[Manifest | None, bool]:
+    """The manifest of a build in `output`, and whether it is complete; of one that is not, the cases so far.
+
+    Raises:
+        DiffaugError: the folder holds something else.
+    """
+    if not output.exists():
+        return None, False
+    if not output.is_dir():
+        raise DiffaugError(f"{output} is a file: give a folder")
+    if (output / MANIFEST).is_file():
+        return read_manifest(output / MANIFEST), True
+    if (output / STATE).is_file():
+        return _parse_state(output / STATE), False
+    found = sorted(path.name for path in output.iterdir() if path.name != f".tmp-{STATE}")
+    if found:
+        shown = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+        raise DiffaugError(
+            f"{output} is not empty and holds no build of diffaug, but {shown}: give a new folder"
+        )
+    return None, False
+
+
+def _parse_state(path: Path) -> Manifest:
+    """The header and the cases of a state file; a line that was not written whole is left out."""
+    first, *rest = path.read_bytes().split(b"\n")
+    try:
+        header = Manifest.model_validate_json(first)
+    except ValidationError as error:
+        raise DiffaugError(
+            f"{path} is damaged, or of another version of diffaug: delete the folder to build anew"
+        ) from error
+    cases = []
+    for line in rest:
+        with suppress(ValidationError):
+            cases.append(CaseRecord.model_validate_json(line))
+    return header.model_copy(update={"cases": cases})
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second process from building in `folder`; the lock goes when this one ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DiffaugError(f"another process is building in {folder}: wait for it, or end it") from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def _size(count: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

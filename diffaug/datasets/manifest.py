@@ -1,0 +1,229 @@
+"""The manifest of a built dataset: where each case comes from, under which licence, and how to make it again.
+
+It holds no date and no path outside the dataset, so that equal builds have equal bytes wherever and whenever
+they ran.
+"""
+
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import diffaug
+from diffaug.errors import DiffaugError
+from diffaug.files import atomic_write_json
+from diffaug.generators.card import CardGrid
+from diffaug.generators.intensity import IntensityConvention
+
+MANIFEST = "manifest.json"
+# Characters of a value that a message shows.
+SHOWN = 60
+
+Verb = Literal["sample", "paint", "vary"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GeneratorRecord(_Part):
+    """The generator, as far as it decides the bytes of a case: `weights` is the hash of its weights."""
+
+    name: str
+    weights: str
+    channels: list[str]
+    labels: dict[int, str]
+    grid: CardGrid
+    intensity: IntensityConvention
+
+
+class Parameters(_Part):
+    """How the verb was applied; `strength` is that of `vary`, None for the other verbs."""
+
+    sampler: str
+    shift: float
+    steps: int
+    guidance: float
+    strength: float | None
+
+
+class SourceCase(_Part):
+    """A real case that something was made from: SHA-256 of its files, by their path in the source folder.
+
+    `patient` is None where no table of the source dataset says who the patient is.
+    """
+
+    patient: str | None
+    files: dict[str, str]
+
+
+class SourceRecord(_Part):
+    """What was painted (a folder of label maps) or varied (a dataset), with the cases used, in order.
+
+    `subset` is "train" where the dataset has a split, whose other cases are then left alone.
+    """
+
+    name: str
+    licence: str | None
+    reference: str | None
+    subset: Literal["train"] | None
+    cases: dict[str, SourceCase]
+
+
+class Settings(_Part):
+    """What was asked for. Equal settings, versions and device give equal bytes."""
+
+    name: str
+    layout: Literal["nnunet", "decathlon"]
+    cases: int
+    verb: Verb
+    seed: int
+    generator: GeneratorRecord
+    parameters: Parameters
+    label_mapping: dict[int, int]
+    source: SourceRecord | None
+
+
+class CaseSource(SourceCase):
+    """The source of one case: its name, and the half-open voxel bounds in it that the case shows.
+
+    `cut` counts the label's voxels outside these bounds, beyond the generator's grid.
+    """
+
+    name: str
+    box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    cut: int
+
+
+class CaseRecord(_Part):
+    """One case of a built dataset, complete in itself; `files` holds SHA-256 by path in the dataset."""
+
+    name: str
+    generator: str
+    weights: str
+    verb: Verb
+    seed: int
+    parameters: Parameters
+    source: CaseSource | None
+    licence: str
+    files: dict[str, str]
+
+
+class Manifest(_Part):
+    """A whole dataset.
+
+    Attributes:
+        licence: of the dataset, in words where generator and source differ.
+        citation: what to cite, the generator's and the source's.
+        label_ids: id in the dataset -> id in the generator's vocabulary.
+        image_dtype: of the voxels on disk.
+        versions: of whatever decides bytes.
+        device: what the networks ran on.
+        files: SHA-256 of the files that belong to no case.
+    """
+
+    format: Literal[1] = 1
+    settings: Settings
+    licence: str
+    citation: list[str]
+    label_ids: dict[int, int]
+    image_dtype: Literal["int16", "float32"]
+    versions: dict[str, str]
+    device: str
+    files: dict[str, str] = Field(default={})
+    cases: list[CaseRecord] = Field(default=[])
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of a built dataset.
+
+    Raises:
+        DiffaugError: it cannot be read, or is no manifest of this format.
+    """
+    try:
+        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DiffaugError(f"cannot read {path}: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise DiffaugError(
+            f"{path} is no manifest that diffaug {diffaug.__version__} understands ({where}: {first['msg']}):"
+            " it is damaged, or was written by something else"
+        ) from error
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write a manifest, whole or not at all."""
+    atomic_write_json(path, plain(manifest))
+
+
+def plain(record: BaseModel) -> dict[str, Any]:
+    """A record as plain JSON types."""
+    return json.loads(record.model_dump_json())
+
+
+def versions() -> dict[str, str]:
+    """Versions of whatever decides the bytes of a case."""
+    return {
+        "diffaug": diffaug.__version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """What a record says about a device: "cpu", or the kind of GPU."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+
+
+def combined_licence(generator: str, source: SourceRecord | None) -> str:
+    """The licence of what `generator` (its licence) made, from `source` if there is one."""
+    if source is None or _bare(source.licence) == _bare(generator):
+        return generator
+    terms = source.licence or "not stated, ask its owner"
+    return f"{generator} (generator); {terms} (source: {source.name})"
+
+
+def _bare(licence: str | None) -> str:
+    """A licence's name without its punctuation: "CC-BY-SA 4.0" and "CC-BY-SA-4.0" are the same."""
+    return "".join(c for c in (licence or "").lower() if c.isalnum())
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line per value in which two records of plain JSON types differ: key, old and new value."""
+    before, after = _flat(old), _flat(new)
+    lines = []
+    for key in dict.fromkeys([*before, *after]):
+        if before.get(key, _ABSENT) != after.get(key, _ABSENT):
+            lines.append(
+                f"{key}: {_shown(before.get(key, _ABSENT))} there, {_shown(after.get(key, _ABSENT))} now"
+            )
+    return lines
+
+
+_ABSENT = object()
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _shown(value: Any) -> str:
+    if value is _ABSENT:
+        return "absent"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
