@@ -1,0 +1,1 @@
+"""Measuring synthetic cases: a reference segmenter, overlap and statistics."""

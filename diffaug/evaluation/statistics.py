@@ -1,0 +1,182 @@
+"""Intervals and comparisons for clustered cases: two scans of one patient are not two observations."""
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from diffaug.errors import DiffaugError
+
+
+class Interval(NamedTuple):
+    """A figure and the interval in which it lies with the stated confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
+def ratio_interval(
+    numerators: ArrayLike,
+    denominators: ArrayLike,
+    clusters: Sequence[Hashable],
+    *,
+    level: float = 0.95,
+    resamples: int = 5000,
+    seed: int = 0,
+) -> Interval:
+    """Sum of `numerators` over sum of `denominators`, with a bootstrap interval that draws whole clusters.
+
+    Args:
+        numerators: one number per case.
+        denominators: one number per case, paired with the numerators.
+        clusters: the cluster (patient) of each case; at least two different ones.
+        level: confidence, between 0 and 1.
+        resamples: bootstrap samples.
+        seed: of the bootstrap.
+
+    Returns:
+        The ratio and its bias-corrected and accelerated interval (Efron 1987).
+
+    Raises:
+        DiffaugError: for lengths that differ or fewer than two clusters.
+    """
+    top, bottom = np.asarray(numerators, float), np.asarray(denominators, float)
+    index = _cluster_index(clusters)
+    if not top.shape == bottom.shape == index.shape:
+        raise DiffaugError(
+            f"{top.shape} numerators, {bottom.shape} denominators, {index.shape} clusters: one each"
+        )
+    if index.max() < 1:
+        raise DiffaugError("an interval over clusters needs at least two of them")
+    tops, bottoms = np.bincount(index, top), np.bincount(index, bottom)
+    value = float(tops.sum() / bottoms.sum())
+    if np.allclose(tops, value * bottoms, rtol=1e-9, atol=0):
+        return Interval(value, value, value)
+    interval = stats.bootstrap(
+        (tops, bottoms),
+        lambda a, b, axis: a.sum(axis) / b.sum(axis),
+        paired=True,
+        confidence_level=level,
+        n_resamples=resamples,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(value, float(interval.low), float(interval.high))
+
+
+def mean_interval(
+    values: ArrayLike,
+    clusters: Sequence[Hashable],
+    *,
+    level: float = 0.95,
+    resamples: int = 5000,
+    seed: int = 0,
+) -> Interval:
+    """Mean over cases, with a bootstrap interval that draws whole clusters; see `ratio_interval`."""
+    values = np.asarray(values, float)
+    return ratio_interval(values, np.ones_like(values), clusters, level=level, resamples=resamples, seed=seed)
+
+
+def ks_statistic(first: ArrayLike, second: ArrayLike) -> float:
+    """Largest distance between the distribution functions of two samples, 0 to 1 (Kolmogorov and Smirnov)."""
+    return float(stats.ks_2samp(np.asarray(first, float), np.asarray(second, float)).statistic)
+
+
+def ks_null(
+    real: ArrayLike,
+    clusters: Sequence[Hashable],
+    count: int,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """What `ks_statistic` of `count` samples against the real cases would be, had both one distribution.
+
+    Both sides are drawn from the real cases: the real side by whole clusters, the other side case by case.
+
+    Args:
+        real: one number per real case.
+        clusters: the cluster (patient) of each case.
+        count: number of samples on the other side.
+        level: share of the null distribution inside the interval, between 0 and 1.
+        resamples: draws from the null distribution.
+        seed: of the draws.
+
+    Returns:
+        The median and the interval of the null distribution.
+    """
+    values, index = np.asarray(real, float), _cluster_index(clusters)
+    members = [values[index == cluster] for cluster in range(index.max() + 1)]
+    rng = np.random.default_rng(seed)
+    null = [
+        ks_statistic(
+            np.concatenate([members[cluster] for cluster in rng.integers(len(members), size=len(members))]),
+            rng.choice(values, count),
+        )
+        for _ in range(resamples)
+    ]
+    low, middle, high = np.quantile(null, [0.5 - level / 2, 0.5, 0.5 + level / 2])
+    return Interval(float(middle), float(low), float(high))
+
+
+def nearer_share(to_first: ArrayLike, to_second: ArrayLike) -> float:
+    """Share of queries whose nearest neighbour lies in the first of two reference sets of equal size.
+
+    Args:
+        to_first: distances `(queries, first set)`.
+        to_second: distances `(queries, second set)`.
+
+    Returns:
+        0 to 1; 0.5 where the queries prefer neither set. A tie counts as half.
+    """
+    first, second = np.asarray(to_first).min(1), np.asarray(to_second).min(1)
+    return float(((first < second) + 0.5 * (first == second)).mean())
+
+
+def nearer_share_interval(
+    to_first: ArrayLike,
+    to_second: ArrayLike,
+    first_clusters: Sequence[Hashable],
+    second_clusters: Sequence[Hashable],
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """`nearer_share` with a percentile bootstrap interval over the clusters of both sets and the queries.
+
+    Args:
+        to_first: distances `(queries, first set)`.
+        to_second: distances `(queries, second set)`.
+        first_clusters: the cluster (patient) of each member of the first set.
+        second_clusters: the cluster of each member of the second set.
+        level: confidence, between 0 and 1.
+        resamples: bootstrap samples.
+        seed: of the bootstrap.
+    """
+    rng = np.random.default_rng(seed)
+    sides = [
+        (np.asarray(distances, float), _cluster_index(clusters))
+        for distances, clusters in ((to_first, first_clusters), (to_second, second_clusters))
+    ]
+    queries = len(sides[0][0])
+    shares = []
+    for _ in range(resamples):
+        rows = rng.integers(queries, size=queries)
+        drawn = []
+        for distances, index in sides:
+            clusters = index.max() + 1
+            drawn.append(distances[:, np.isin(index, rng.integers(clusters, size=clusters))][rows])
+        shares.append(nearer_share(*drawn))
+    low, high = np.quantile(shares, [0.5 - level / 2, 0.5 + level / 2])
+    return Interval(nearer_share(to_first, to_second), float(low), float(high))
+
+
+def _cluster_index(clusters: Sequence[Hashable]) -> NDArray[np.intp]:
+    """Clusters numbered from 0 in order of appearance, one number per case."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=np.intp)

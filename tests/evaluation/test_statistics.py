@@ -1,0 +1,117 @@
+"""Statistics against closed forms and simulations."""
+
+import numpy as np
+import pytest
+
+from diffaug.errors import DiffaugError
+from diffaug.evaluation.statistics import (
+    ks_null,
+    ks_statistic,
+    mean_interval,
+    nearer_share,
+    nearer_share_interval,
+    ratio_interval,
+)
+
+
+def test_mean_interval_has_the_width_of_the_normal_approximation() -> None:
+    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    interval = mean_interval(values, range(400))
+    half_width = 1.96 * values.std(ddof=1) / 20
+    assert interval.value == pytest.approx(values.mean())
+    assert interval.high - interval.low == pytest.approx(2 * half_width, rel=0.1)
+    assert interval.low < values.mean() < interval.high
+
+
+def test_mean_interval_counts_copies_within_a_cluster_once() -> None:
+    values = np.random.default_rng(1).normal(size=60)
+    single = mean_interval(values, range(60))
+    doubled = mean_interval(np.repeat(values, 2), np.repeat(np.arange(60), 2).tolist())
+    assert doubled.value == pytest.approx(single.value)
+    assert doubled.high - doubled.low == pytest.approx(single.high - single.low, rel=1e-6)
+
+
+def test_mean_interval_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(2)
+    clusters = np.repeat(np.arange(40), 2).tolist()
+    covered = 0
+    for seed in range(150):
+        values = np.repeat(rng.normal(size=40), 2) + 0.3 * rng.normal(size=80)
+        interval = mean_interval(values, clusters, level=0.9, resamples=400, seed=seed)
+        covered += interval.low <= 0 <= interval.high
+    assert 0.82 <= covered / 150 <= 0.97
+
+
+def test_ratio_interval_is_a_ratio_of_sums_and_narrow_for_proportional_pairs() -> None:
+    rng = np.random.default_rng(3)
+    bottom = rng.uniform(0.5, 1.0, 50)
+    top = 0.9 * bottom + rng.normal(0, 1e-3, 50)
+    interval = ratio_interval(top, bottom, range(50))
+    assert interval.value == pytest.approx(top.sum() / bottom.sum())
+    assert interval.high - interval.low < 2e-3
+
+
+def test_ratio_of_equal_values_has_no_width() -> None:
+    values = np.random.default_rng(4).uniform(size=10)
+    assert tuple(ratio_interval(values, values, range(10))) == (1.0, 1.0, 1.0)
+
+
+def test_intervals_depend_on_their_seed_alone() -> None:
+    values = np.random.default_rng(5).normal(size=30)
+    assert mean_interval(values, range(30), seed=1) == mean_interval(values, range(30), seed=1)
+    assert mean_interval(values, range(30), seed=1) != mean_interval(values, range(30), seed=2)
+
+
+@pytest.mark.parametrize(
+    ("values", "clusters", "message"),
+    [([1.0, 2.0], ["a", "a"], "at least two"), ([1.0, 2.0, 3.0], ["a", "b"], "one each")],
+)
+def test_intervals_refuse_what_they_cannot_measure(
+    values: list[float], clusters: list[str], message: str
+) -> None:
+    with pytest.raises(DiffaugError, match=message):
+        mean_interval(values, clusters)
+
+
+def test_ks_statistic_of_known_samples() -> None:
+    assert ks_statistic([1, 2, 3, 4], [1, 2, 3, 4]) == 0
+    assert ks_statistic([1, 2], [3, 4]) == 1
+    assert ks_statistic([1, 2, 3, 4], [2.5, 3.5, 4.5, 5.5]) == pytest.approx(0.5)
+
+
+def test_ks_null_agrees_with_independent_draws_and_widens_with_clusters() -> None:
+    rng = np.random.default_rng(6)
+    people = rng.normal(size=100)
+    values = np.repeat(people, 2)
+    null = ks_null(values, np.repeat(np.arange(100), 2).tolist(), 500, resamples=400)
+    simulated = [ks_statistic(np.repeat(rng.normal(size=100), 2), rng.normal(size=500)) for _ in range(400)]
+    assert null.value == pytest.approx(np.median(simulated), rel=0.12)
+    assert null.high == pytest.approx(np.quantile(simulated, 0.975), rel=0.15)
+    independent = ks_null(values, range(200), 500, resamples=400)
+    assert independent.value < 0.9 * null.value
+    assert ks_statistic(values, rng.normal(1.0, 1.0, 500)) > null.high
+
+
+def test_nearer_share_counts_nearest_neighbours_and_halves_ties() -> None:
+    to_first = np.array([[1.0, 9.0], [5.0, 6.0], [2.0, 3.0], [4.0, 4.0]])
+    to_second = np.array([[2.0, 9.0], [4.0, 9.0], [2.0, 9.0], [9.0, 5.0]])
+    assert nearer_share(to_first, to_second) == pytest.approx((1 + 0 + 0.5 + 1) / 4)
+
+
+def test_nearer_share_interval_holds_a_half_for_strangers_and_not_for_copies() -> None:
+    rng = np.random.default_rng(7)
+    first, second, queries = rng.normal(size=(40, 5)), rng.normal(size=(40, 5)), rng.normal(size=(300, 5))
+
+    def distances(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(points[:, None] - targets[None], axis=2)
+
+    strangers = nearer_share_interval(
+        distances(queries, first), distances(queries, second), range(40), range(40), resamples=300
+    )
+    assert strangers.low < 0.5 < strangers.high
+    copies = first[rng.integers(40, size=300)] + 0.05 * rng.normal(size=(300, 5))
+    memorised = nearer_share_interval(
+        distances(copies, first), distances(copies, second), range(40), range(40), resamples=300
+    )
+    assert memorised.value > 0.95
+    assert memorised.low > 0.5
