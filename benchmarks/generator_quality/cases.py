@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffaug.datasets.reading import Dataset, load_case, read_dataset
+from diffaug.datasets.reading import load_case, read_dataset
 from diffaug.evaluation.segmenter import standardise
 from diffaug.generators.grid import Grid, place
 from diffaug.generators.intensity import IntensityConvention, fit_intensity_map
@@ -61,8 +61,14 @@ def to_network_units(image: Tensor, reference: Tensor) -> Tensor:
 
 def read_cases(data: Path, subsets: Sequence[str]) -> Cases:
     """The cases of some subsets, shifted onto the grid by whole voxels, mirrored beyond the scan."""
-    dataset = hippocampus(data)
-    assert dataset.split is not None
+    folder = data / "Task04_Hippocampus"
+    if not folder.is_dir():
+        raise SystemExit(f"{folder} does not exist: give --data the folder that holds Task04_Hippocampus")
+    dataset = read_dataset(folder)
+    if dataset.split is None or not dataset.patients_given:
+        raise SystemExit(
+            f"{folder} needs splits.json and patients.csv: a split by patient is part of every figure"
+        )
     wanted = {name for subset in subsets for name in dataset.split[subset]}
     names, patients, images, labels = [], [], [], []
     for case in dataset.cases:
@@ -79,11 +85,3 @@ def read_cases(data: Path, subsets: Sequence[str]) -> Cases:
         images.append(placement.to_grid(torch.from_numpy(loaded.image)[None])[0])
         labels.append(placement.label_to_grid(one_hot[None]).argmax(1).short())
     return Cases(tuple(names), tuple(patients), torch.stack(images), torch.stack(labels))
-
-
-def hippocampus(data: Path) -> Dataset:
-    """The dataset as its folder describes it."""
-    folder = data / "Task04_Hippocampus"
-    if not folder.is_dir():
-        raise SystemExit(f"{folder} does not exist: give --data the folder that holds Task04_Hippocampus")
-    return read_dataset(folder)

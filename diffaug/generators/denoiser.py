@@ -25,7 +25,7 @@ class DenoiserConfig(BaseModel):
     patch: tuple[int, int, int] = (2, 2, 2)
     convolution_width: int = 96
     width: int = 256
-    depth: int = 8
+    depth: int = 7
     heads: int = 8
 
     @property

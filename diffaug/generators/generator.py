@@ -131,7 +131,9 @@ class Generator:
                     f"{folder / name} has SHA-256 {found}, the card says {expected}: the file was altered or "
                     "is incomplete; copy it again"
                 )
-        model = JointFlow(card.networks)
+        # Networks draw initial weights before they read theirs: the caller's random state must not notice.
+        with torch.random.fork_rng(devices=[]):
+            model = JointFlow(card.networks)
         model.load_weights(folder, card.files)
         return cls(card, model, _read_plan(folder / "plan.json"))
 

@@ -175,7 +175,8 @@ def fit_generator(
         generator.card = generator.card.model_copy(update={"figures": figures})
         generator.save(output)
     accelerator.wait_for_everyone()
-    return generator
+    # As anybody else will load it: with the weights rounded to float16, and their hash on the card.
+    return Generator.load(output)
 
 
 def split_cases(dataset: Dataset, seed: int) -> Subsets:

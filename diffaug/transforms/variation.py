@@ -81,9 +81,7 @@ def resolve(generator: GeneratorLike, weights_hash: str | None = None) -> Genera
 
 @cache
 def _load(name_or_folder: str) -> Generator:
-    # Networks draw initial weights before they read theirs: the pipeline's random state must not notice.
-    with torch.random.fork_rng(devices=[]):
-        return load(name_or_folder)
+    return load(name_or_folder)
 
 
 def strength_range(strength: float | tuple[float, float] | None, card: Card) -> tuple[float, float]:

@@ -1,26 +1,48 @@
-"""The report of the generator benchmark, on made-up cells."""
+"""The generator benchmark: its report on made-up cells, its cases, and a whole run on a tiny generator."""
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+
+from diffaug.generators.autoencoder import AutoencoderConfig
+from diffaug.generators.card import VERBS, Card, CardGrid, Defaults, Networks, Training
+from diffaug.generators.denoiser import DenoiserConfig
+from diffaug.generators.generator import Generator
+from diffaug.generators.intensity import IntensityConvention
+from diffaug.generators.joint_flow import JointFlow
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "generator_quality"
 PATIENTS = [f"P{number // 2}" for number in range(8)]
 
 
-@pytest.fixture(scope="module")
-def report() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generator_quality_report", BENCHMARK / "report.py")
+def load_module(name: str) -> ModuleType:
+    """A module of the benchmark, which is a folder of scripts and no package."""
+    spec = importlib.util.spec_from_file_location(f"generator_quality_{name}", BENCHMARK / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def report() -> ModuleType:
+    return load_module("report")
+
+
+@pytest.fixture(scope="module")
+def cases_module() -> ModuleType:
+    return load_module("cases")
 
 
 def scores(mean: float, seed: int = 0) -> list[list[float]]:
@@ -120,3 +142,113 @@ def test_the_report_is_written_from_whatever_is_there(report: ModuleType, tmp_pa
     assert "Held-out cases: validation" in (folder / "table.md").read_text()
     assert {file.name for file in folder.glob("*.png")} == {"vary.png", "volumes.png"}
     assert not list(folder.glob(".tmp*"))
+
+
+def test_cases_are_drawn_by_patient(cases_module: ModuleType) -> None:
+    names = tuple(f"case {number}" for number in range(8))
+    images = torch.arange(8.0).view(8, 1, 1, 1, 1)
+    cases = cases_module.Cases(names, tuple(PATIENTS), images, images.short())
+    drawn = cases.draw(4, seed=3)
+    assert len(set(drawn.patients)) == 2
+    assert [names.index(name) for name in drawn.names] == drawn.images.flatten().tolist()
+    assert drawn.names == cases.draw(4, seed=3).names
+    assert len({cases.draw(2, seed=seed).names for seed in range(20)}) == 4
+    assert len(set(cases.draw(3, seed=3, one_per_patient=True).patients)) == 3
+
+
+def test_only_the_subsets_asked_for_are_read(
+    cases_module: ModuleType, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    load_case = cases_module.load_case
+    monkeypatch.setattr(cases_module, "load_case", lambda case: read.append(case.name) or load_case(case))
+    cases = cases_module.read_cases(data_folder, ["validation"])
+    split = json.loads((data_folder / "Task04_Hippocampus" / "splits.json").read_text())
+    assert sorted(cases.names) == sorted(read) == sorted(split["validation"])
+    assert cases.images.shape == cases.labels.shape == (20, 1, *cases_module.GRID.shape)
+    assert cases.labels.unique().tolist() == [0, 1, 2]
+    assert cases.network_units().abs().max() <= 1.5
+    assert cases.standardised().mean((1, 2, 3, 4)).abs().max() < 1e-3
+
+
+def tiny_generator_on_the_benchmarks_grid() -> Generator:
+    """Untrained networks of a few channels."""
+    networks = Networks(
+        image_autoencoder=AutoencoderConfig(
+            channels=1, latent_channels=2, downsampling=(4, 4, 4), widths=(8, 8), blocks=1
+        ),
+        label_autoencoder=AutoencoderConfig(
+            channels=3, latent_channels=2, downsampling=(4, 4, 4), widths=(8, 8), blocks=1
+        ),
+        denoiser=DenoiserConfig(
+            image_channels=2,
+            label_channels=2,
+            latent_shape=(10, 14, 10),
+            convolution_width=8,
+            width=16,
+            depth=1,
+            heads=2,
+        ),
+    )
+    card = Card(
+        name="tiny",
+        description="Untrained, for a test.",
+        networks=networks,
+        grid=CardGrid(orientation=("R", "A", "S"), spacing=(1.0, 1.0, 1.0), shape=(40, 56, 40)),
+        extent="object",
+        channels=["MRI"],
+        intensity=IntensityConvention(kind="percentile", typical=[(0.0, 1000.0)]),
+        labels={0: "background", 1: "anterior", 2: "posterior"},
+        verbs=list(VERBS),
+        defaults=Defaults(steps=1),
+        training=Training(dataset="none", cases={}, patients=None, autoencoder_steps=0, denoiser_steps=0),
+        licence="CC0-1.0",
+        files={},
+    )
+    return Generator(card, JointFlow(networks))
+
+
+@pytest.mark.slow
+def test_a_run_measures_what_is_missing_and_measures_other_weights_again(
+    data_folder: Path, tmp_path: Path
+) -> None:
+    generator = tiny_generator_on_the_benchmarks_grid()
+    generator.save(tmp_path / "tiny")
+
+    def run(*arguments: str) -> list[str]:
+        command = [sys.executable, str(BENCHMARK / "run.py"), "--generator", str(tmp_path / "tiny")]
+        command += ["--data", str(data_folder), "--work", str(tmp_path / "work")]
+        command += ["--results", str(tmp_path / "results"), "--steps", "1", "--pairs", "20", "--seeds", "1"]
+        paths = os.pathsep.join([str(BENCHMARK.parents[1]), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": paths}
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stderr.splitlines()
+
+    figures = (
+        "--only",
+        "latent",
+        "reconstruction",
+        "paint",
+        "vary/originals",
+        "vary/residual-0.5",
+        "volumes",
+    )
+    names = [*figures[1:]]
+    assert [line for line in run("--list", *figures) if line.endswith(": missing")] == [
+        f"{name}: missing" for name in names
+    ]
+    run(*figures)
+    assert {line for line in run(*figures) if ":" in line} == {f"{name}: there" for name in names}
+    folder = tmp_path / "results" / "validation"
+    values = json.loads((folder / "vary" / "residual-0.5.json").read_text())["values"]
+    assert len(values["dice"]) == len(values["movement"]) == len(values["cases"]) == 20
+    assert "latent numbers a voxel" in (folder / "table.md").read_text()
+
+    with torch.no_grad():
+        generator.model.denoiser.get_parameter(
+            next(iter(dict(generator.model.denoiser.named_parameters())))
+        ).add_(1)
+    generator.save(tmp_path / "tiny")
+    states = dict(line.split(": ") for line in run("--list", *figures) if ": " in line)
+    assert states == {name: "there" if name == "vary/originals" else "missing" for name in names}

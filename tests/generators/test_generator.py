@@ -814,3 +814,11 @@ def test_constant_scans_stay_finite(tiny_generator: Generator) -> None:
     varied = tiny_generator.vary(torch.full((1, 1, *GRID), 7.0), label, SAME, strength=1.0, steps=STEPS)
     assert torch.isfinite(varied).all()
     assert varied.min() >= 7
+
+
+def test_loading_leaves_the_random_state_alone(tiny_generator_folder: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    Generator.load(tiny_generator_folder)
+    assert torch.equal(torch.rand(3), expected)
