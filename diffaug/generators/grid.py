@@ -103,7 +103,7 @@ class Placement:
         """The source voxels on which values on the grid depend, by interpolation and blur."""
         bounds = []
         for axis, size in enumerate(self.source_shape):
-            reach = 3 * max(1.0, self.ratio[axis])
+            reach = 3 * self.ratio[axis]
             low = self.offset[axis] - reach
             high = self.offset[axis] + (self.grid.shape[axis] - 1) * self.ratio[axis] + reach
             bounds.append((max(0, int(np.floor(low))), min(size, int(np.ceil(high)) + 1)))
@@ -158,9 +158,8 @@ class Placement:
         one-hot float32 `(B, L, *grid.shape)`; between voxels the class with the largest share wins.
         """
         shares = self.to_grid(label, prepare)
-        inside = self._inside().to(shares.device)
-        shares = shares * inside
-        shares[:, 0] += 1 - inside
+        # Where all shares are 0, argmax gives the first class.
+        shares = shares * self._inside().to(shares.device)
         return nn.functional.one_hot(shares.argmax(dim=1), shares.shape[1]).movedim(-1, 1).float()
 
     def _inside(self) -> Tensor:

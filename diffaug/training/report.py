@@ -36,7 +36,9 @@ def validation_report(
             figures["label_round_trip_dice"] = round(autoencoders[-1]["label_dice"], 4)
     if denoiser:
         figures["velocity_loss"] = {
-            k: round(v, 4) for k, v in denoiser[-1].items() if not k.startswith(("training", "step"))
+            k: round(v, 4)
+            for k, v in denoiser[-1].items()
+            if not k.startswith(("training", "step", "seconds"))
         }
     cases = [case for case in validation if case.label is not None or not generator.knows_labels][
         :MEASURED_CASES
@@ -76,6 +78,7 @@ def validation_report(
         [None if label is None else label.numpy() for _, _, label in shown],
         [title for title, _, _ in shown],
         folder / "montage.png",
+        names=generator.card.labels,
     )
     return figures
 
