@@ -24,7 +24,7 @@ CACHE_SHARE = 0.07
 DENOISER_SHARE = 0.75
 # Augmented volumes in the latent cache at most, all rounds together.
 CACHED_LATENTS = 9216
-# Augmenting and encoding a volume, relative to training the autoencoders on one (measured: 45 against 100 ms).
+# Augmenting and encoding a volume, relative to training the autoencoders on it (measured: 45 to 100 ms).
 ENCODING_COST = 0.5
 # Transformer tokens that two cores still sample in half a second.
 MOST_TOKENS = 1024
