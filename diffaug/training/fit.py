@@ -112,6 +112,8 @@ def fit_generator(
             init=start.card if start else None,
         )
     _check_plan(settled, dataset)
+    if settled.autoencoder_training.steps == 0 and start is None:
+        raise DiffaugError("autoencoder_training.steps is 0: say with init whose autoencoders to keep")
     if dry_run:
         return settled
 
@@ -162,7 +164,7 @@ def fit_generator(
             settled,
             dataset,
             subsets,
-            seconds=autoencoder_history[-1].get("seconds", 0) + denoiser_history[-1].get("seconds", 0),
+            seconds=sum(h[-1].get("seconds", 0.0) for h in (autoencoder_history, denoiser_history) if h),
             init=start.weights_hash if start else None,
         ),
         model,

@@ -27,7 +27,7 @@ class AutoencoderTraining(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=0, description="0 keeps the autoencoders of the generator to start from")
     batch: int = Field(default=8, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     latent_noise: float = Field(default=0.1, ge=0)

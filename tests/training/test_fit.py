@@ -156,6 +156,23 @@ def test_warm_start_begins_from_the_given_weights(fitted: Path, blobs: Path, tmp
     assert all((old[k].float() - new[k].float()).abs().max() < 1e-3 for k in parameters)
 
 
+def test_autoencoders_can_be_kept(fitted: Path, blobs: Path, tmp_path: Path) -> None:
+    plan = blob_plan(steps=2)
+    kept = plan.autoencoder_training.model_copy(update={"steps": 0})
+    (tmp_path / "plan.json").write_text(
+        plan.model_copy(update={"autoencoder_training": kept}).model_dump_json()
+    )
+    with pytest.raises(DiffaugError, match="say with init"):
+        fit_generator(read_dataset(blobs), tmp_path / "cold", plan=tmp_path / "plan.json", progress=QUIET)
+    fit_generator(
+        read_dataset(blobs), tmp_path / "warm", plan=tmp_path / "plan.json", init=fitted, progress=QUIET
+    )
+    old, new = (load_file(f / "joint_flow.safetensors") for f in (fitted, tmp_path / "warm"))
+    kept_names = [k for k in old if not k.startswith("denoiser") and "standardise" not in k]
+    assert all(old[k].equal(new[k]) for k in kept_names)
+    assert any(not old[k].equal(new[k]) for k in old if k.startswith("denoiser"))
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_gives_the_same_weights(
     blobs: Path, plan_file: Path, tmp_path: Path
