@@ -14,6 +14,7 @@ from diffaug.generators.autoencoder import AutoencoderConfig
 from diffaug.generators.card import VERBS, Card, CardGrid, Networks, Training
 from diffaug.generators.denoiser import DenoiserConfig
 from diffaug.generators.generator import Generator
+from diffaug.generators.grid import place
 from diffaug.generators.intensity import IntensityConvention, fit_intensity_map
 from diffaug.generators.joint_flow import JointFlow
 from tests.conftest import make_tiny_generator
@@ -576,6 +577,20 @@ def test_a_mask_at_the_border_of_the_volume_is_not_faded_there(tiny_generator: G
     again = tiny_generator.inpaint(image, everything, label, SAME, steps=STEPS, seed=5)
     # No voxel keeps a part of the old scan: at pure noise only the label is kept.
     assert ((filled != again) | (filled == image.min())).float().mean() > 0.99
+
+
+def test_a_mask_at_the_windows_face_is_faded_where_the_scan_goes_on(tiny_generator: Generator) -> None:
+    image, label = large_scan(torch.float64)
+    placement = place(tiny_generator.grid, LARGE, SAME, foreground=label[0, 0] > 0)
+    inside = (..., *(slice(start, stop) for start, stop in placement.window()))
+    mask = torch.zeros_like(label)
+    mask[inside] = 1
+    other = image.clone()
+    other[inside] = image[inside].flip(4)
+    first, second = (tiny_generator.inpaint(x, mask, label, SAME, steps=STEPS) for x in (image, other))
+    kept = ((second - first) / (other - image))[inside][0, 0]
+    ends = torch.stack([kept[:3, 12, 9], kept[-3:, 12, 9].flip(0), kept[8, :3, 9], kept[8, -3:, 9].flip(0)])
+    assert torch.allclose(ends, torch.tensor([2 / 3, 1 / 3, 0], dtype=torch.float64), atol=1e-6)
 
 
 def test_inpaint_works_around_the_mask_without_a_label(tiny_generator: Generator) -> None:

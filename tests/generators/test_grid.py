@@ -165,7 +165,7 @@ def test_world_coordinates_land_on_the_right_voxels(
     """A field that is linear in world coordinates is resampled to the world coordinates of the grid's voxels.
 
     The grid is large enough for the volume, so their centres coincide: to half a voxel where voxels are
-    copied.
+    copied, also where they are up to 1 % longer or shorter than the grid's.
     """
     grid = Grid(target, (1.5, 1.0, 2.0), (16, 18, 14))
     to_grid_axis = {
@@ -186,8 +186,10 @@ def test_world_coordinates_land_on_the_right_voxels(
     for world in range(3):
         if not near[world].all():
             axis = int(np.argmax(np.abs(grid.affine[world, :3])))
-            allowed = grid.spacing[axis] / 2 if placement.ratio[axis] == 1.0 else 1e-3
-            assert error[world][~near[world]].max() <= allowed + 1e-3
+            allowed = 1e-3
+            if placement.ratio[axis] == 1.0:
+                allowed += grid.spacing[axis] / 2 + 0.01 * half_extent[world]
+            assert error[world][~near[world]].max() <= allowed
 
 
 def test_a_landmark_lands_where_its_coordinates_say() -> None:
