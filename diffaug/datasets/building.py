@@ -274,18 +274,18 @@ class _Builder:
             for name, record in known.items()
         }
         kept = {name: record for name, record in known.items() if not damaged[name]}
-        todo = [index for index, name in enumerate(self.names) if name not in kept]
+        pending = [index for index, name in enumerate(self.names) if name not in kept]
         repaired = [path for paths in damaged.values() for path in paths]
         if earlier is not None and complete:
             repaired += [path for path, digest in earlier.files.items() if not self._intact(path, digest)]
-        if earlier is not None and complete and not todo and not repaired:
+        if earlier is not None and complete and not pending and not repaired:
             (self.output / STATE).unlink(missing_ok=True)
             return self._summary(earlier, made=0, repaired=[])
 
-        if earlier is not None and todo:
+        if earlier is not None and pending:
             there = {**earlier.versions, "device": earlier.device}
             self._refuse(differences(there, {**versions(), "device": self._device()}), "versions")
-        header = self._header(todo) if todo or earlier is None else earlier
+        header = self._header(pending) if pending or earlier is None else earlier
         header = header.model_copy(update={"cases": [], "files": {}})
         self.output.mkdir(parents=True, exist_ok=True)
         with _alone(self.output):
@@ -293,9 +293,9 @@ class _Builder:
             lines = [header, *kept.values()]
             atomic_write_text(self.output / STATE, "".join(f"{line.model_dump_json()}\n" for line in lines))
             (self.output / MANIFEST).unlink(missing_ok=True)
-            records = kept | self._make(todo, header)
+            records = kept | self._make(pending, header)
             manifest = self._finish(header, [records[name] for name in self.names])
-        return self._summary(manifest, made=len(todo), repaired=repaired)
+        return self._summary(manifest, made=len(pending), repaired=repaired)
 
     def _refuse(self, lines: list[str], what: str) -> None:
         if lines:
@@ -322,10 +322,10 @@ class _Builder:
     def _device(self) -> str:
         return device_name(self.generator.device)
 
-    def _header(self, todo: Sequence[int]) -> Manifest:
+    def _header(self, pending: Sequence[int]) -> Manifest:
         """The manifest without its cases, after a look at all sources and at the disk."""
         image_dtype, voxels = self._survey()
-        self._check_disk(todo, np.dtype(image_dtype), voxels)
+        self._check_disk(pending, np.dtype(image_dtype), voxels)
         card, origin = self.generator.card, self.settings.source
         references = [origin.reference] if origin and origin.reference else []
         return Manifest(
@@ -365,17 +365,17 @@ class _Builder:
             raise DatasetError(problems)
         return _Survey("int16" if integers else "float32", voxels)
 
-    def _check_disk(self, todo: Sequence[int], image_dtype: np.dtype, voxels: Sequence[int]) -> None:
+    def _check_disk(self, pending: Sequence[int], image_dtype: np.dtype, voxels: Sequence[int]) -> None:
         """Refuse a disk that has no room for the cases as they are before compression."""
         a_voxel = len(self.generator.card.channels) * image_dtype.itemsize + self.label_dtype.itemsize
-        needed = sum(voxels[index % len(voxels)] * a_voxel for index in todo) + EXTRA_BYTES
+        needed = sum(voxels[index % len(voxels)] * a_voxel for index in pending) + EXTRA_BYTES
         folder = next(
             path for path in (self.output.absolute(), *self.output.absolute().parents) if path.exists()
         )
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise DiffaugError(
-                f"{folder} has {_size(free)} free; {len(todo)} cases may take {_size(needed)} ({a_voxel} "
+                f"{folder} has {_size(free)} free; {len(pending)} cases may take {_size(needed)} ({a_voxel} "
                 f"bytes a voxel, {max(voxels)} voxels a case at most, before compression): free some space, "
                 "or give an output elsewhere"
             )
@@ -388,16 +388,16 @@ class _Builder:
             for path in folder.glob(".tmp-*"):
                 path.unlink()
 
-    def _make(self, todo: Sequence[int], header: Manifest) -> dict[str, CaseRecord]:
+    def _make(self, pending: Sequence[int], header: Manifest) -> dict[str, CaseRecord]:
         """Make cases and write them, each with its line in the state file."""
         records = {}
-        done = self.settings.cases - len(todo)
+        done = self.settings.cases - len(pending)
         with (
             (self.output / STATE).open("a", encoding="utf-8") as state,
             self.progress.task("building", total=self.settings.cases, completed=done) as task,
         ):
-            for start in range(0, len(todo), self.batch_size):
-                batch = todo[start : start + self.batch_size]
+            for start in range(0, len(pending), self.batch_size):
+                batch = pending[start : start + self.batch_size]
                 for index, made in zip(batch, self._cases(batch), strict=True):
                     record = self._write(index, made, header)
                     state.write(f"{record.model_dump_json()}\n")
