@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and hashing them."""
+"""Writing files whole or not at all, reading JSON, and hashing."""
 
 import hashlib
 import json
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from diffaug.errors import DiffaugError
 
 
 @contextmanager
@@ -57,6 +59,18 @@ def atomic_write_json(path: str | os.PathLike[str], content: Any) -> None:
         ValueError: it holds NaN or an infinity, which JSON does not have.
     """
     atomic_write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        DiffaugError: it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DiffaugError(f"{path} cannot be read as JSON: {error}") from error
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -15,7 +15,8 @@ import torch
 
 import diffaug
 from diffaug.datasets.building import build_dataset
-from diffaug.datasets.reading import load_case, read_dataset
+from diffaug.datasets.reading import read_dataset
+from diffaug.datasets.volumes import load_case
 from diffaug.progress import Progress
 
 parser = argparse.ArgumentParser()

@@ -8,8 +8,7 @@ import hashlib
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,9 +16,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from diffaug.datasets.checking import check_dataset
+from diffaug.datasets.describing import MONTAGE, README, readme, sentence
 from diffaug.datasets.layouts import LAYOUTS, Layout, LayoutName, nifti_bytes
 from diffaug.datasets.manifest import (
     MANIFEST,
@@ -34,23 +33,20 @@ from diffaug.datasets.manifest import (
     device_name,
     differences,
     plain,
-    read_manifest,
     versions,
     write_manifest,
 )
-from diffaug.datasets.reading import LARGEST_LABEL, CaseFiles, load_case
+from diffaug.datasets.resuming import STATE, alone, read_state
 from diffaug.datasets.sources import RealCase, Source, Sources, find_sources, read_source, renumber
+from diffaug.datasets.volumes import LARGEST_LABEL, CaseFiles, load_case
 from diffaug.errors import DatasetError, DiffaugError, LabelError, VerbError
 from diffaug.figures import montage
 from diffaug.files import atomic_path, atomic_write_json, atomic_write_text, sha256_file
 from diffaug.generators.generator import Generator
-from diffaug.generators.intensity import IntensityMap, fit_intensity_map, typical_map
+from diffaug.generators.intensity import IntensityMap, typical_map
 from diffaug.generators.seeds import case_seed
 from diffaug.progress import Progress
 
-STATE = ".diffaug-build.jsonl"
-MONTAGE = "montage.png"
-README = "README.md"
 DESCRIPTION = "dataset.json"
 MONTAGE_CASES = 6
 # A range of more units than this loses nothing that matters when rounded to whole numbers.
@@ -265,7 +261,7 @@ class _Builder:
 
     def run(self) -> Build:
         """Make what is missing; see `build_dataset`."""
-        earlier, complete = _read_state(self.output)
+        earlier, complete = read_state(self.output)
         if earlier is not None:
             self._refuse(differences(plain(earlier.settings), plain(self.settings)), "settings")
         known = {record.name: record for record in earlier.cases} if earlier else {}
@@ -288,7 +284,7 @@ class _Builder:
         header = self._header(pending) if pending or earlier is None else earlier
         header = header.model_copy(update={"cases": [], "files": {}})
         self.output.mkdir(parents=True, exist_ok=True)
-        with _alone(self.output):
+        with alone(self.output):
             self._clear_leftovers()
             lines = [header, *kept.values()]
             atomic_write_text(self.output / STATE, "".join(f"{line.model_dump_json()}\n" for line in lines))
@@ -331,7 +327,7 @@ class _Builder:
         return Manifest(
             settings=self.settings,
             licence=combined_licence(card.licence, origin),
-            citation=[*card.citation, *references],
+            citation=list(dict.fromkeys([*card.citation, *references])),
             label_ids={written: number for number, written in self.label_ids.items()},
             image_dtype=image_dtype,
             versions=versions(),
@@ -357,9 +353,8 @@ class _Builder:
                     problems += error.problems
                 else:
                     voxels.append(real.label.size)
-                    if real.image is not None:
-                        intensity = fit_intensity_map(torch.from_numpy(real.image), convention)
-                        integers = integers and _fits_integers(intensity)
+                    if real.intensity is not None:
+                        integers = integers and _fits_integers(real.intensity)
                 task.advance()
         if problems:
             raise DatasetError(problems)
@@ -414,6 +409,12 @@ class _Builder:
         steps, guidance = parameters.steps, parameters.guidance
         if self.settings.verb == "sample":
             sample = generator.sample(len(batch), seed=seeds, steps=steps, guidance=guidance)
+            for index, label in zip(batch, sample.label, strict=True):
+                if not label.any():
+                    raise DiffaugError(
+                        f"{generator.name} made a label map without any structure ({self.names[index]}): it "
+                        "has not learned its labels; look at the figures on its card, and train it longer"
+                    )
             pairs = zip(sample.image.numpy(), sample.label.numpy(), strict=True)
             return [_Made(image, label[0], sample.affine, None) for image, label in pairs]
 
@@ -433,6 +434,7 @@ class _Builder:
                 image = torch.from_numpy(
                     np.stack([i for p in positions if (i := reals[p].image) is not None])
                 )
+                intensity = [m for p in positions if (m := reals[p].intensity) is not None]
                 out = generator.vary(
                     image,
                     label,
@@ -442,6 +444,7 @@ class _Builder:
                     steps=steps,
                     guidance=guidance,
                     residual=False,
+                    intensity=intensity,
                 )
             images |= dict(zip(positions, out.numpy(), strict=True))
         return [
@@ -492,7 +495,7 @@ class _Builder:
         names = {self.label_ids[number]: name for number, name in settings.generator.labels.items()}
         description = self.layout.describe(
             name=settings.name,
-            description=_sentence(settings),
+            description=sentence(settings),
             licence=header.licence,
             reference="; ".join(header.citation) or card.name,
             channels=card.channels,
@@ -509,7 +512,7 @@ class _Builder:
             },
         )
         atomic_write_json(self.output / DESCRIPTION, description)
-        atomic_write_text(self.output / README, _readme(header))
+        atomic_write_text(self.output / README, readme(header))
         self._draw(records[:MONTAGE_CASES], names, header)
         files = {path: sha256_file(self.output / path) for path in (DESCRIPTION, README, MONTAGE)}
         manifest = header.model_copy(update={"files": files, "cases": records})
@@ -538,135 +541,9 @@ class _Builder:
             self.output / MONTAGE,
             affines=affines,
             names=names,
-            heading=_sentence(self.settings),
+            heading=sentence(self.settings),
             footer=f"Licence: {header.licence}",
         )
-
-
-def _sentence(settings: Settings) -> str:
-    """What the dataset is."""
-    how = {
-        "sample": "images and label maps sampled",
-        "paint": "images painted for the label maps of {source}",
-        "vary": "variations of the cases of {source}",
-    }[settings.verb].format(source=settings.source.name if settings.source else "")
-    return f"Synthetic: {how} by the generator {settings.generator.name} (diffaug)"
-
-
-def _readme(header: Manifest) -> str:
-    """The dataset's README, in Markdown."""
-    settings = header.settings
-    parameters, origin = settings.parameters, settings.source
-    command = [
-        "diffaug build",
-        settings.generator.name,
-        f"--cases {settings.cases}",
-        f"--verb {settings.verb}",
-    ]
-    if origin:
-        command.append(f"--source FOLDER_OF_{origin.name.upper().replace(' ', '_')}")
-    command += [f"--layout {settings.layout}", f"--seed {settings.seed}", f"--steps {parameters.steps}"]
-    command.append(f"--guidance {parameters.guidance:g}")
-    if parameters.strength is not None:
-        command.append(f"--strength {parameters.strength:g}")
-    command += [f"--label-mapping {old}={new}" for old, new in settings.label_mapping.items()]
-    command.append(f"--output {settings.name}")
-    renumbered = ", ".join(f"{new} -> {old}" for new, old in header.label_ids.items() if new != old)
-    made = ", ".join(f"{name} {version}" for name, version in header.versions.items())
-    lines = [
-        f"# {settings.name}",
-        "",
-        f"{_sentence(settings)}. {settings.cases} cases, none of them a scan of a person.",
-        "",
-        "Train with them, do not validate on them: a figure measured on synthetic cases says little about",
-        "real ones.",
-    ]
-    if origin:
-        lines += [
-            "Each case shows the anatomy of a real one, named under `source` in `manifest.json`: keep it out",
-            "of the training of a network that is validated or tested on that patient.",
-        ]
-    lines += [
-        "",
-        f"- Licence: {header.licence}",
-        f"- Generator: {settings.generator.name}, weights {settings.generator.weights}",
-        *([f"- Source: {origin.name}"] if origin else []),
-        *([f"- Label ids, here -> of the generator: {renumbered}"] if renumbered else []),
-        *(f"- Cite: {entry}" for entry in header.citation),
-        f"- Made with {made}, on {header.device}",
-        "",
-        "`manifest.json` says where each case comes from and gives the hashes of its files;",
-        f"`{MONTAGE}` shows the first ones. The same again:",
-        "",
-        "```bash",
-        " ".join(command),
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-# -------- small parts
-
-
-def _read_state(output: Path) -> tuple[Manifest | None, bool]:
-    """The manifest of a build in `output`, and whether it is complete; of one that is not, the cases so far.
-
-    Raises:
-        DiffaugError: the folder holds something else.
-    """
-    if not output.exists():
-        return None, False
-    if not output.is_dir():
-        raise DiffaugError(f"{output} is a file: give a folder")
-    if (output / MANIFEST).is_file():
-        return read_manifest(output / MANIFEST), True
-    if (output / STATE).is_file():
-        return _parse_state(output / STATE), False
-    found = sorted(path.name for path in output.iterdir() if path.name != f".tmp-{STATE}")
-    if found:
-        shown = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-        raise DiffaugError(
-            f"{output} is not empty and holds no build of diffaug, but {shown}: give a new folder"
-        )
-    return None, False
-
-
-def _parse_state(path: Path) -> Manifest:
-    """The header and the cases of a state file; a line that was not written whole is left out."""
-    first, *rest = path.read_bytes().split(b"\n")
-    try:
-        header = Manifest.model_validate_json(first)
-    except ValidationError as error:
-        raise DiffaugError(
-            f"{path} is damaged, or of another version of diffaug: delete the folder to build anew"
-        ) from error
-    cases = []
-    for line in rest:
-        with suppress(ValidationError):
-            cases.append(CaseRecord.model_validate_json(line))
-    return header.model_copy(update={"cases": cases})
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second process from building in `folder`; the lock goes when this one ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DiffaugError(f"another process is building in {folder}: wait for it, or end it") from error
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(handle)
 
 
 def _size(count: float) -> str:

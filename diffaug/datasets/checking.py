@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from diffaug.datasets.reading import (
+from diffaug.datasets.reading import Dataset
+from diffaug.datasets.volumes import (
     CaseFiles,
-    Dataset,
     Volume,
     geometry_fault,
     label_array,

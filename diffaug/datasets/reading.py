@@ -1,4 +1,4 @@
-"""Reading a user's dataset of scans: which files make a case, and what a case holds.
+"""Reading a user's dataset of scans: which files make a case.
 
 Three layouts are known, told apart by what lies in the folder:
 
@@ -13,58 +13,26 @@ Reading settles names, channels, labels, patients and the split, and opens scans
 which labels or channels there are. `diffaug.datasets.checking.check_dataset` opens all of them.
 """
 
-import csv
-import gzip
-import json
-import math
 import re
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
-from diffaug.errors import DatasetError
+from diffaug.datasets.splits import read_patients, read_split
+from diffaug.datasets.volumes import LARGEST_LABEL, CaseFiles, label_array, read_volume
+from diffaug.errors import DatasetError, DiffaugError
+from diffaug.files import read_json
 
 ENDINGS = (".nii.gz", ".nii")
-SUBSETS = ("train", "validation", "test")
 FOLDER_PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
-LARGEST_LABEL = int(np.iinfo(np.int16).max)
 # More different values than this in a label map mean that it is an image.
 MOST_LABELS = 256
-# How far a stored label may be from a whole number: what scaling factors in float32 leave, and no more.
-INTEGER_TOLERANCE = 1e-3
-# The most that a byte of a gzip file can expand to (zlib's technical notes). A header that announces more is
-# wrong, and found out before memory is set aside for it.
-DEFLATE_RATIO = 1032
 
 _CHANNEL_SUFFIX = re.compile(r"(.+)_(\d{4})")
-_UNREADABLE = (
-    ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError, MemoryError,
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class CaseFiles:
-    """The files of one case.
-
-    Attributes:
-        name: unique within the dataset.
-        images: one file per channel, in the order of the dataset's channels; or one file that holds them all.
-        label: the label map, or None for a case without one.
-        patient: whom the scan shows; the case's own name where no table says otherwise.
-    """
-
-    name: str
-    images: tuple[Path, ...]
-    label: Path | None
-    patient: str
 
 
 @dataclass(frozen=True)
@@ -94,20 +62,6 @@ class Dataset:
     split: dict[str, tuple[str, ...]] | None
     patients_given: bool
     strays: tuple[Path, ...] = ()
-
-
-class LoadedCase(NamedTuple):
-    """One case in memory, on its own grid and in its own units.
-
-    Attributes:
-        image: (C, I, J, K) float32, array axes as nibabel gives them.
-        label: (1, I, J, K) int16 ids of the dataset's vocabulary, or None.
-        affine: (4, 4) float64, voxel indices to RAS+ mm, of the first image file.
-    """
-
-    image: np.ndarray
-    label: np.ndarray | None
-    affine: np.ndarray
 
 
 # Name, images and label of a case whose patient is not yet known.
@@ -155,7 +109,10 @@ def read_dataset(
     if not root.is_dir():
         raise DatasetError([f"{root} is not a folder: give the dataset's folder"])
     description_file = root / "dataset.json"
-    description = _read_json(description_file) if description_file.is_file() else {}
+    try:
+        description = read_json(description_file) if description_file.is_file() else {}
+    except DiffaugError as error:
+        raise DatasetError([str(error)]) from error
     if not isinstance(description, dict):
         raise DatasetError([f"{description_file} holds a {type(description).__name__}, not a JSON object"])
 
@@ -164,7 +121,7 @@ def read_dataset(
         label_folder = None if labels is None else _locate(root, labels)
         found = _read_folders(root, _locate(root, images), label_folder, description, problems)
     elif labels is not None:
-        raise DatasetError([f"labels={labels} needs images= beside it: name the folder of the images, too"])
+        raise DatasetError([f"labels {labels} without images: name the folder of the images, too (--images)"])
     elif "channel_names" in description or "file_ending" in description:
         found = _read_nnunet(root, description, problems)
     elif "training" in description:
@@ -176,9 +133,9 @@ def read_dataset(
 
     names = [name for name, _, _ in found.cases]
     patients_file = _side_file(root, patients, "patients.csv")
-    patient_of = _read_patients(patients_file, names, problems) if patients_file else {}
+    patient_of = read_patients(patients_file, names, problems) if patients_file else {}
     split_file = _side_file(root, split, "splits.json")
-    subsets = _read_split(split_file, names, patient_of, problems) if split_file else None
+    subsets = read_split(split_file, names, patient_of, problems) if split_file else None
     if problems:
         raise DatasetError(problems)
     return Dataset(
@@ -317,7 +274,8 @@ def _folder_pair(root: Path, described: bool) -> tuple[Path, Path]:
     raise DatasetError(
         [
             f"{root} has no layout that is known here: {reason}. It holds: {found or 'nothing'}. Name two "
-            "folders with images= and labels= (equal file names; labels may be left out)"
+            "folders with images and labels (--images imagesTr --labels labelsTr; equal file names, labels "
+            "may be left out)"
         ]
     )
 
@@ -449,99 +407,7 @@ def _stored_channels(scans: Sequence[Path]) -> int:
     return 1
 
 
-# -------- patients and split
-
-
-def _read_patients(file: Path, cases: Sequence[str], problems: list[str]) -> dict[str, str]:
-    """Case -> patient of a CSV with these two columns; cases that the dataset does not have are left out."""
-    patient_of: dict[str, str] = {}
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            rows = csv.DictReader(lines, skipinitialspace=True)
-            columns = rows.fieldnames or []
-            table = [(row.get("case") or "", row.get("patient") or "") for row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        problems.append(f"{file} cannot be read as a CSV table: {error}")
-        return {}
-    if not {"case", "patient"} <= set(columns):
-        problems.append(f"{file} has the columns {', '.join(columns) or '(none)'}: give it case,patient")
-        return {}
-    for case, patient in table:
-        case, patient = case.strip(), patient.strip()
-        if patient_of.setdefault(case, patient) != patient:
-            problems.append(
-                f"{file}: case {case} has the patients {patient_of[case]!r} and {patient!r}: keep one"
-            )
-    lacking = [case for case in cases if not patient_of.get(case)]
-    if lacking:
-        problems.append(f"{file} gives no patient for {_listed(lacking)}: add a line for each")
-    return {case: patient_of[case] for case in cases if patient_of.get(case)}
-
-
-def _read_split(
-    file: Path, cases: Sequence[str], patient_of: Mapping[str, str], problems: list[str]
-) -> dict[str, tuple[str, ...]] | None:
-    """The cases of each subset; a case or a patient in two of them is a problem."""
-    try:
-        given = _read_json(file)
-    except DatasetError as error:
-        problems += error.problems
-        return None
-    if isinstance(given, list) and given and isinstance(given[0], dict):
-        given = {"train": given[0].get("train"), "validation": given[0].get("val")}
-    valid = isinstance(given, dict) and set(given) <= set(SUBSETS) and all(map(_is_names, given.values()))
-    if not valid:
-        wanted = ", ".join(SUBSETS)
-        problems.append(
-            f"{file} must hold lists of case names under {wanted}, or be nnU-Net's splits_final.json"
-        )
-        return None
-    subsets = {subset: tuple(given.get(subset, ())) for subset in SUBSETS}
-    if not subsets["train"]:
-        problems.append(f'{file} has no case under "train"')
-
-    homes: dict[str, list[str]] = defaultdict(list)
-    for subset, names in subsets.items():
-        for name in names:
-            homes[name].append(subset)
-        unknown = sorted(set(names) - set(cases))
-        if unknown:
-            problems.append(
-                f"{file}: {subset} names {_listed(unknown)} not in the dataset: correct or remove"
-            )
-    for name, where in homes.items():
-        if len(where) > 1:
-            problems.append(f"{file}: case {name} is listed twice, under {' and '.join(where)}: keep one")
-    seen: dict[str, dict[str, str]] = defaultdict(dict)
-    for name, where in homes.items():
-        if name in patient_of:
-            seen[patient_of[name]].setdefault(where[0], name)
-    for patient, by_subset in seen.items():
-        if len(by_subset) > 1:
-            places = " and ".join(f"{subset} ({name})" for subset, name in by_subset.items())
-            problems.append(
-                f"{file}: patient {patient} is in {places}, a leak: keep a patient's cases together"
-            )
-    return subsets
-
-
-def _is_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Names for a message, all of them."""
-    return f"{len(names)} case{'s' if len(names) > 1 else ''} ({', '.join(names)})"
-
-
 # -------- small parts
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError([f"{file} cannot be read as JSON: {error}"]) from error
 
 
 def _text(description: Mapping[str, Any], key: str) -> str | None:
@@ -581,161 +447,7 @@ def _named_path(root: Path, entry: Any, where: str, problems: list[str]) -> Path
     if not inside:
         problems.append(
             f"{where} is {entry!r}, which leads out of the dataset's folder: move the file into it, or name "
-            "the folders yourself with images= and labels="
+            "the folders yourself (--images, --labels)"
         )
         return None
     return path
-
-
-# -------- one case
-
-
-class Volume(NamedTuple):
-    """What a NIfTI file holds.
-
-    Attributes:
-        array: the voxels with the header's scaling applied, in the order and number of axes that are stored.
-        affine: (4, 4) float64, voxel indices to RAS+ mm.
-        spacing: voxel size in mm as the header states it, where nibabel replaces what is not positive.
-    """
-
-    array: np.ndarray
-    affine: np.ndarray
-    spacing: tuple[float, ...]
-
-
-def load_case(case: CaseFiles) -> LoadedCase:
-    """Read one case's voxels.
-
-    Raises:
-        DatasetError: a file is missing, damaged, of the wrong shape or without a usable voxel size, or a
-            label is not a whole number.
-    """
-    volumes = [read_volume(file) for file in case.images]
-    image = stack_channels([volume.array for volume in volumes], case.images)
-    label = None if case.label is None else label_array(read_volume(case.label).array, case.label)
-    if fault := geometry_fault(volumes[0]):
-        raise DatasetError([f"{case.images[0]} {fault}"])
-    if case.label is not None and label is not None and label.shape[1:] != image.shape[1:]:
-        raise DatasetError([shape_mismatch(case.label, label.shape[1:], case.images[0], image.shape[1:])])
-    return LoadedCase(image, label, volumes[0].affine)
-
-
-def read_volume(file: Path) -> Volume:
-    """Read a NIfTI file to its end, so that a damaged one shows.
-
-    Args:
-        file: NIfTI-1 or -2, compressed or not.
-
-    Raises:
-        DatasetError: the file is missing, no NIfTI file, cut short, damaged, or holds no real numbers.
-    """
-    if not file.is_file():
-        raise DatasetError([f"{file} is missing: put it there, or take the case out of the dataset"])
-    compressed = file.name.endswith(".gz")
-    try:
-        kind = type(nib.load(file))
-        if not issubclass(kind, nib.Nifti1Image):
-            raise ImageFileError(f"it is a {kind.__name__}")
-        with gzip.open(file) if compressed else file.open("rb") as stream:
-            stored = kind.header_class.from_fileobj(stream, check=False)
-            spacing = tuple(float(size) for size in stored["pixdim"][1:4])
-            stream.seek(0)
-            image = kind.from_stream(stream)
-            announced = math.prod(image.shape) * image.get_data_dtype().itemsize
-            if announced > file.stat().st_size * (DEFLATE_RATIO if compressed else 1):
-                raise EOFError(
-                    f"its header announces {announced} bytes of voxels, more than the file can hold"
-                )
-            array = np.asanyarray(image.dataobj)
-            while stream.read(1 << 20):  # the end of a compressed file verifies its checksum
-                pass
-    except _UNREADABLE as error:
-        reason = str(error) or type(error).__name__
-        raise DatasetError(
-            [f"{file} cannot be read as NIfTI ({reason}): put an intact copy there"]
-        ) from error
-    if array.dtype.kind not in "iuf":
-        raise DatasetError([f"{file} holds voxels of type {array.dtype}: convert them to real numbers"])
-    return Volume(array, np.asarray(image.affine, dtype=np.float64), spacing)
-
-
-def geometry_fault(volume: Volume) -> str | None:
-    """What is wrong with a volume's voxel size or affine, to be put after the file's name, or None."""
-    if not all(0 < size < np.inf for size in volume.spacing):
-        sizes = " x ".join(f"{size:g}" for size in volume.spacing)
-        return f"states a voxel size of {sizes} mm: correct pixdim in its header"
-    axes = volume.affine[:3, :3]
-    lengths = np.linalg.norm(axes, axis=0)
-    if not (np.isfinite(volume.affine).all() and lengths.all() and abs(np.linalg.det(axes / lengths)) > 1e-6):
-        return f"has an affine that cannot be inverted, {volume.affine[:3].tolist()}: correct its header"
-    return None
-
-
-def shape_mismatch(file: Path, shape: Sequence[int], other: Path, wanted: Sequence[int]) -> str:
-    """The message for two files of a case whose shapes differ."""
-    return f"{file} has the shape {tuple(shape)}, {other} {tuple(wanted)}: resample them to one grid"
-
-
-def stack_channels(arrays: Sequence[np.ndarray], files: Sequence[Path]) -> np.ndarray:
-    """Join the files of an image.
-
-    Args:
-        arrays: one 3D volume per file, or a single 4D volume with the channels on its last axis.
-        files: where they come from, for messages.
-
-    Returns:
-        (C, I, J, K) float32.
-
-    Raises:
-        DatasetError: listing the volumes that are not 3D, or whose shape differs from the first one's.
-    """
-    problems: list[str] = []
-    first: tuple[Path, tuple[int, ...]] | None = None
-    for array, file in zip(arrays, files, strict=True):
-        if array.ndim not in (3, 4) or (array.ndim == 4 and len(arrays) > 1 and array.shape[3] != 1):
-            problems.append(
-                f"{file} has the shape {array.shape}: give a 3D volume, or one file for all channels"
-            )
-        elif first is None:
-            first = file, array.shape[:3]
-        elif array.shape[:3] != first[1]:
-            problems.append(shape_mismatch(file, array.shape[:3], *first))
-    if problems:
-        raise DatasetError(problems)
-    volumes = [array.reshape(*array.shape[:3], -1) for array in arrays]
-    with np.errstate(over="ignore"):
-        joined = np.concatenate(volumes, axis=3, dtype=np.float32)
-    return np.ascontiguousarray(np.moveaxis(joined, 3, 0))
-
-
-def label_array(array: np.ndarray, file: Path) -> np.ndarray:
-    """Turn stored voxels into a label map.
-
-    Args:
-        array: 3D, or 4D with a last axis of length 1; whole numbers of any type.
-        file: where it comes from, for messages.
-
-    Returns:
-        (1, I, J, K) int16.
-
-    Raises:
-        DatasetError: it is not 3D, or a value is no whole number from 0 to 32767.
-    """
-    if array.ndim not in (3, 4) or array.shape[3:] not in ((), (1,)):
-        raise DatasetError([f"{file} has the shape {array.shape}: a label map is one 3D volume"])
-    volume = array.reshape(1, *array.shape[:3])
-    ids = np.rint(volume) if volume.dtype.kind == "f" else volume
-    right = (ids >= 0) & (ids <= LARGEST_LABEL)
-    if volume.dtype.kind == "f":
-        with np.errstate(invalid="ignore"):
-            right &= np.abs(volume - ids) <= INTEGER_TOLERANCE
-    if not right.all():
-        value = volume[~right][0]
-        raise DatasetError(
-            [
-                f"{file} holds {value:g} where labels are whole numbers from 0 to {LARGEST_LABEL}: is it a "
-                "label map, and was it resampled with nearest neighbours?"
-            ]
-        )
-    return ids.astype(np.int16)

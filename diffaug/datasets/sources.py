@@ -10,21 +10,20 @@ import numpy as np
 import torch
 
 from diffaug.datasets.manifest import SourceCase, SourceRecord, Verb
-from diffaug.datasets.reading import (
-    ENDINGS,
+from diffaug.datasets.reading import ENDINGS, Dataset, read_dataset
+from diffaug.datasets.volumes import (
     LARGEST_LABEL,
     CaseFiles,
-    Dataset,
     geometry_fault,
     label_array,
     load_case,
-    read_dataset,
     read_volume,
 )
 from diffaug.errors import DatasetError, LabelError
 from diffaug.files import sha256_file
 from diffaug.generators.generator import Generator
 from diffaug.generators.grid import Box, Grid, place
+from diffaug.generators.intensity import IntensityMap, fit_intensity_map
 
 # A source whose label has more than this share beyond the generator's grid shows another structure than the
 # generator's, or several of them. Less is what an unusually large structure or stray voxels cost; these are
@@ -45,6 +44,7 @@ class RealCase(NamedTuple):
 
     Attributes:
         image: (C, I, J, K) float32, or None where only the label is used.
+        intensity: the image's intensity map, of the whole scan.
         label: (1, I, J, K) int16, ids of the generator.
         affine: (4, 4), RAS+ mm, of the cropped voxels.
         box: half-open bounds of the crop in the source's voxels.
@@ -52,6 +52,7 @@ class RealCase(NamedTuple):
     """
 
     image: np.ndarray | None
+    intensity: IntensityMap | None
     label: np.ndarray
     affine: np.ndarray
     box: Box
@@ -75,13 +76,16 @@ def find_sources(verb: Verb, folder: Path | str | None, count: int, channels: Se
     if not folder.is_dir():
         raise DatasetError([f"{folder} is not a folder: give the folder of the source"])
     if verb == "paint":
-        found, dataset = _label_maps(folder)[:count], _dataset_of(folder)
-        subset: Literal["train"] | None = None
+        found, dataset = _label_maps(folder), _dataset_of(folder)
     else:
         dataset = read_dataset(folder)
-        subset = "train" if dataset.split else None
-        wanted = dataset.split["train"] if dataset.split else [case.name for case in dataset.cases]
-        found = [case for case in dataset.cases if case.name in wanted][:count]
+        found = list(dataset.cases)
+    # Held-out cases of a dataset with a split stay out of what is trained on.
+    subset: Literal["train"] | None = "train" if dataset and dataset.split else None
+    if dataset and dataset.split:
+        found = [case for case in found if case.name in dataset.split["train"]]
+    found = found[:count]
+    if verb == "vary" and dataset is not None:
         _check_labelled(dataset, found, channels)
     patient_of = (
         {case.name: case.patient for case in dataset.cases} if dataset and dataset.patients_given else {}
@@ -209,6 +213,7 @@ def read_source(source: Source, generator: Generator, label_mapping: Mapping[int
     corner[:3, 3] = affine[:3] @ [*(start for start, _ in box), 1]
     return RealCase(
         None if image is None else np.ascontiguousarray(image[:, *part]),
+        None if image is None else fit_intensity_map(torch.from_numpy(image), generator.card.intensity),
         np.ascontiguousarray(label[:, *part]),
         corner,
         box,

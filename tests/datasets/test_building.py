@@ -21,15 +21,18 @@ from typer.testing import CliRunner
 
 from diffaug.cli import app
 from diffaug.datasets import building
-from diffaug.datasets.building import STATE, build_dataset
+from diffaug.datasets.building import build_dataset
 from diffaug.datasets.checking import check_dataset
 from diffaug.datasets.layouts import nifti_bytes
 from diffaug.datasets.manifest import read_manifest
-from diffaug.datasets.reading import load_case, read_dataset
+from diffaug.datasets.reading import read_dataset
+from diffaug.datasets.resuming import STATE
 from diffaug.datasets.sources import covered_box
+from diffaug.datasets.volumes import load_case
 from diffaug.errors import DatasetError, DiffaugError, LabelError, VerbError
-from diffaug.generators.generator import Generator
+from diffaug.generators.generator import Generator, Sample
 from diffaug.generators.grid import Grid, place
+from diffaug.generators.intensity import fit_intensity_map
 from diffaug.generators.seeds import case_seed
 from tests.conftest import make_tiny_generator
 
@@ -231,8 +234,16 @@ def test_varied_cases_are_plain_decodes_where_their_source_lies(
         image, label = (
             torch.from_numpy(np.ascontiguousarray(a[None, :, *part])) for a in (real.image, real.label)
         )
+        scan = fit_intensity_map(torch.from_numpy(real.image), tiny_generator.card.intensity)
         expected = tiny_generator.vary(
-            image, label, new.affine, strength=0.4, seed=[case_seed(0, index)], residual=False, **FAST
+            image,
+            label,
+            new.affine,
+            strength=0.4,
+            seed=[case_seed(0, index)],
+            residual=False,
+            intensity=[scan],
+            **FAST,
         )
         np.testing.assert_allclose(new.image, np.rint(expected[0].numpy()), atol=1)
         assert (np.rint(real.image[:, *part]) == new.image).mean() < 0.1
@@ -251,6 +262,31 @@ def test_only_training_cases_of_a_split_are_varied(
     assert used == [("a", "P1"), ("bb", "P2"), ("a", "P1"), ("bb", "P2")]
     assert manifest.settings.source is not None
     assert manifest.settings.source.subset == "train"
+
+
+def test_only_labels_of_training_cases_are_painted(
+    tiny_generator: Generator, source: Path, tmp_path: Path
+) -> None:
+    (source / "splits.json").write_text(json.dumps({"train": ["bb"], "validation": ["a"], "test": ["ccc"]}))
+    arguments: dict[str, Any] = {"cases": 2, "verb": "paint", "source": source / "labelsTr", **FAST}
+    build_dataset(tiny_generator, tmp_path / NAME, **arguments)
+    manifest = read_manifest(tmp_path / NAME / "manifest.json")
+    assert [case.source.name for case in manifest.cases if case.source] == ["bb", "bb"]
+    assert manifest.settings.source is not None
+    assert manifest.settings.source.subset == "train"
+
+
+def test_a_generator_without_labels_to_show_builds_nothing(
+    tiny_generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sample(n: int, **settings: Any) -> Sample:
+        made = Generator.sample(tiny_generator, n, **settings)
+        return made._replace(label=torch.zeros_like(made.label))
+
+    monkeypatch.setattr(tiny_generator, "sample", sample)
+    with pytest.raises(DiffaugError, match=r"label map without any structure.*has not learned its labels"):
+        build_dataset(tiny_generator, tmp_path / NAME, cases=1, **FAST)
+    assert not list(tmp_path.rglob("*.nii.gz"))
 
 
 def test_small_ranges_of_a_source_stay_fractions(tiny_generator: Generator, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffaug.datasets.reading import CaseFiles, load_case, read_dataset, read_volume
+from diffaug.datasets.reading import read_dataset
+from diffaug.datasets.volumes import CaseFiles, load_case, read_volume
 from diffaug.errors import DatasetError
 
 SHAPE = (5, 6, 7)
@@ -226,7 +227,7 @@ def test_files_that_belong_to_no_case_are_told(tmp_path: Path) -> None:
 def test_unknown_layouts_are_errors_that_show_the_way(tmp_path: Path) -> None:
     save(tmp_path / "scans/a.nii.gz")
     assert "scans" in (problem := problems_of(tmp_path)[0])
-    assert "images=" in problem
+    assert "--images" in problem
     (tmp_path / "dataset.json").write_text('{"name": "x"}')
     assert "channel_names" in problems_of(tmp_path)[0]
     (tmp_path / "dataset.json").write_text('["x"]')
@@ -235,7 +236,7 @@ def test_unknown_layouts_are_errors_that_show_the_way(tmp_path: Path) -> None:
     assert "dataset.json cannot be read as JSON" in problems_of(tmp_path)[0]
     assert "not a folder" in problems_of(tmp_path / "nowhere")[0]
     (tmp_path / "dataset.json").unlink()
-    assert "needs images=" in problems_of(tmp_path, labels=Path("labels"))[0]
+    assert "labels labels without images" in problems_of(tmp_path, labels=Path("labels"))[0]
     (tmp_path / "images").mkdir()
     assert "holds no case" in problems_of(tmp_path, images=Path("images"))[0]
     assert "nope is not a folder" in problems_of(tmp_path, images=Path("nope"))[0]
