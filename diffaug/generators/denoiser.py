@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from diffaug.generators.blocks import ResidualBlock, conv3, depth_to_space, space_to_depth, zero
 
+# Attention over at most this many tokens is computed by the plain formula on a CPU.
+PLAIN_TOKENS = 512
+
 
 class DenoiserConfig(BaseModel):
     """Sizes of the joint denoiser. `label_channels` is 0 for a generator that knows no labels."""
@@ -54,6 +57,18 @@ class NoiseLevelEmbedding(nn.Module):
         return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
 
 
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Scaled dot-product attention, each `(B, heads, N, D)`.
+
+    On a CPU with few tokens by the plain formula: in bfloat16, forward and backward took 19 ms for 32 cases
+    of 175 tokens where torch's fused kernel took 64, and 48 against 103 for 16 of 512 (two cores).
+    """
+    if query.device.type != "cpu" or query.shape[2] > PLAIN_TOKENS:
+        return nn.functional.scaled_dot_product_attention(query, key, value)
+    weights = (query * query.shape[3] ** -0.5 @ key.transpose(2, 3)).softmax(dim=3)
+    return weights.to(value.dtype) @ value
+
+
 class TransformerBlock(nn.Module):
     """Self-attention and a feed-forward layer, both modulated by the noise levels."""
 
@@ -78,7 +93,7 @@ class TransformerBlock(nn.Module):
             self.query_key_value(h).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         )
         q, k = self.query_norm(q.float()).to(v.dtype), self.key_norm(k.float()).to(v.dtype)
-        h = nn.functional.scaled_dot_product_attention(q, k, v)
+        h = attention(q, k, v)
         x = torch.addcmul(x, 1 + gate1, self.project(h.transpose(1, 2).reshape(b, n, width)))
         h = torch.addcmul(shift2, self.norm2(x), 1 + scale2)
         return torch.addcmul(

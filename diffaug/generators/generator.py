@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from diffaug.errors import CardError, DiffaugError, LabelError, VerbError
-from diffaug.files import atomic_write_json, sha256_file
+from diffaug.files import atomic_write_json, read_json, sha256_file
 from diffaug.generators.card import Card, card_json, read_card
 from diffaug.generators.grid import Box, Grid, Placement, Window, bounding_box, place
 from diffaug.generators.intensity import IntensityMap, fit_intensity_map, typical_map
@@ -26,6 +26,8 @@ from diffaug.generators.seeds import case_seeds, gaussian_noise
 # cores: 19 ms a denoiser step against 16 ms in batches of 8.
 CPU_CHUNK = 1
 GPU_CHUNK = 8
+# A label with a smaller share on the grid shows another structure than the generator's, or several of them.
+LEAST_COVERED = 1 / 3
 # Voxels over which inpainted content fades into the untouched image, inside the mask.
 INPAINT_RIM = 2
 
@@ -53,10 +55,10 @@ class _Case:
 class Generator:
     """A pretrained generator: a model, the grid it works on, and its card.
 
-    Verbs take volumes as nibabel gives them: image `(B, C, I, J, K)` of any numeric dtype and unit, label map
-    `(B, 1, I, J, K)` of integers, affine `(4, 4)` or `(B, 4, 4)` (voxel to world, mm, RAS+). What comes back
-    has the same shape and dtype. A `seed` is an integer, from which each case of the batch gets its own, or
-    one seed per case; the bytes of a case depend on its seed, not on the batch size.
+    Verbs take tensors with the axes as nibabel gives them: image `(B, C, I, J, K)` of any numeric dtype and
+    unit, label map `(B, 1, I, J, K)` of integers, affine `(4, 4)` or `(B, 4, 4)` (voxel to world, mm, RAS+).
+    What comes back has the same shape and dtype. A `seed` is an integer, from which each case of the batch
+    gets its own, or one seed per case; the bytes of a case depend on its seed, not on the batch size.
     """
 
     def __init__(self, card: Card, model: JointFlow, plan: Mapping[str, Any] | None = None) -> None:
@@ -86,9 +88,17 @@ class Generator:
         return len(self.vocabulary) > 0
 
     def to(self, device: torch.device | str) -> "Generator":
-        """Move the networks to `device`; returns this generator."""
+        """Move the networks to `device`; returns this generator.
+
+        Raises:
+            DiffaugError: for a device that torch does not know or cannot use here.
+        """
+        try:
+            self.model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            self.model.to(self.device)
+            raise DiffaugError(f"cannot use the device {device!s}: {error}") from error
         self.device = torch.device(device)
-        self.model.to(self.device)
         return self
 
     def __repr__(self) -> str:
@@ -226,6 +236,7 @@ class Generator:
         allow_label_drift: bool = False,
         residual: bool = True,
         box: Box | None = None,
+        intensity: Sequence[IntensityMap] | None = None,
     ) -> Tensor:
         """Make another image of the same anatomy: SDEdit (Meng et al. 2022) in latent space, given the label.
 
@@ -233,11 +244,12 @@ class Generator:
         to 0 where the volume goes on beyond the grid. Voxels outside the grid are untouched.
 
         Args:
-            strength: noise level from which the variation starts: 0 returns the input exactly, 1 keeps only
-                the label.
+            strength: noise level from which the variation starts: 0 returns the input exactly, at 1 nothing
+                but the label decides the new anatomy and contrast.
             allow_label_drift: vary without conditioning on a label; the anatomy may move.
             residual: False gives the plain decode D(z') instead, which does not carry the scan's own noise
                 (for data that leave the house). It needs a volume that the grid covers.
+            intensity: where `image` holds crops, `fit_intensity_map` of the whole volumes they come from.
 
         Raises:
             LabelError: the label is missing, or the generator knows none, and drift is not allowed; or it
@@ -250,7 +262,9 @@ class Generator:
             raise DiffaugError(f"strength must lie in [0, 1], got {strength}")
         settings = self._settings(steps, guidance)
         seeds = case_seeds(seed, len(image))
-        cases = self._read(image, label, affine, label_mapping, allow_label_drift, [box] * len(image))
+        cases = self._read(
+            image, label, affine, label_mapping, allow_label_drift, [box] * len(image), intensity
+        )
         if residual and strength == 0:
             return image.clone()
         if not residual:
@@ -286,12 +300,14 @@ class Generator:
         label_mapping: Mapping[int, int] | None = None,
         allow_label_drift: bool = False,
         box: Box | None = None,
+        intensity: Sequence[IntensityMap] | None = None,
     ) -> Tensor:
         """Make a region anew, given the rest and the label; voxels outside `mask` come back bit-identical.
 
         Args:
             mask: `(B, 1, I, J, K)`, nonzero where the image is made anew. Inside it the new content fades in
-                over 2 voxels.
+                over 2 voxels, or over half the mask's thickness where that is less.
+            intensity: as for `vary`.
 
         Raises:
             LabelError, DiffaugError: as for `vary`.
@@ -306,7 +322,7 @@ class Generator:
         # Without a label or box the grid lies around each case's own mask; where that is empty, anywhere.
         whole = ((0, image.shape[2]), (0, image.shape[3]), (0, image.shape[4]))
         boxes = [box or (bounding_box(row[0]) or whole if label is None else None) for row in mask]
-        cases = self._read(image, label, affine, label_mapping, allow_label_drift, boxes)
+        cases = self._read(image, label, affine, label_mapping, allow_label_drift, boxes, intensity)
         for n, case in enumerate(cases):
             covered = int(case.placement.take(mask[n], case.placement.window()).sum())
             if covered < int(mask[n].sum()):
@@ -412,8 +428,11 @@ class Generator:
         label_mapping: Mapping[int, int] | None,
         allow_label_drift: bool,
         boxes: Sequence[Box | None],
+        intensity: Sequence[IntensityMap] | None = None,
     ) -> list[_Case]:
         """Bring a batch of cases onto the grid, after checking all of it."""
+        if not isinstance(image, Tensor):
+            raise DiffaugError(f"the image must be a torch.Tensor, got {type(image).__name__}")
         if image.ndim != 5 or image.shape[1] != len(self.card.channels):
             raise DiffaugError(
                 f"image must have shape (B, {len(self.card.channels)}, I, J, K) with the channels "
@@ -439,13 +458,16 @@ class Generator:
             label = _check_label(label)
             if label.shape[0] != image.shape[0] or label.shape[2:] != image.shape[2:]:
                 raise LabelError(f"label {tuple(label.shape)} does not match image {tuple(image.shape)}")
+        if intensity is None:
+            intensity = [fit_intensity_map(row, self.card.intensity) for row in image]
+        elif len(intensity) != len(image):
+            raise DiffaugError(f"{len(intensity)} intensity maps were given for {len(image)} cases")
         cases = []
         for n, (a, box) in enumerate(zip(_affines(affine, len(image)), boxes, strict=True)):
             row = None if label is None else label[n]
             case = self._place(image.shape[2:], a, label=row, label_mapping=label_mapping, box=box)
-            intensity = fit_intensity_map(image[n], self.card.intensity)
-            on_grid = case.placement.to_grid(image[n : n + 1], intensity.normalise)
-            cases.append(_Case(case.placement, on_grid, intensity, case.one_hot))
+            on_grid = case.placement.to_grid(image[n : n + 1], intensity[n].normalise)
+            cases.append(_Case(case.placement, on_grid, intensity[n], case.one_hot))
         return cases
 
     def _place(
@@ -463,7 +485,16 @@ class Generator:
         if not self.knows_labels:
             return _Case(place(self.grid, shape, affine, foreground=label[0] != 0, box=box))
         indices = self.vocabulary.indices(label[None], label_mapping)
-        placement = place(self.grid, shape, affine, foreground=indices[0, 0] != 0, box=box)
+        foreground = indices[0] != 0
+        placement = place(self.grid, shape, affine, foreground=foreground[0], box=box)
+        total = int(foreground.sum())
+        cut = total - int(placement.take(foreground, placement.window()).sum())
+        if box is None and cut > (1 - LEAST_COVERED) * total:
+            size = " x ".join(f"{n * s:.0f}" for n, s in zip(self.grid.shape, self.grid.spacing, strict=True))
+            raise VerbError(
+                f"{cut} of the label's {total} voxels lie outside the {size} mm that {self.name} makes: keep "
+                "one structure in the label map, or give its box=((i0, i1), (j0, j1), (k0, k1)) in voxels"
+            )
         return _Case(placement, one_hot=placement.label_to_grid(indices, self.vocabulary.spread))
 
     def _add_residuals(self, image: Tensor, cases: list[_Case], differences: Tensor) -> Tensor:
@@ -536,9 +567,9 @@ class Generator:
 
 def _read_plan(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_bytes()) if path.exists() else None
-    except ValueError as error:
-        raise CardError(f"{path} is not valid JSON: {error}; copy it again") from error
+        return read_json(path) if path.exists() else None
+    except DiffaugError as error:
+        raise CardError(f"{error}; copy it again") from error
 
 
 def _require_covered(cases: list[_Case]) -> None:
@@ -552,6 +583,8 @@ def _require_covered(cases: list[_Case]) -> None:
 
 
 def _check_label(label: Tensor) -> Tensor:
+    if not isinstance(label, Tensor):
+        raise LabelError(f"a label map must be a torch.Tensor, got {type(label).__name__}")
     if label.ndim != 5 or label.shape[1] != 1:
         raise LabelError(f"a label map must have shape (B, 1, I, J, K), got {tuple(label.shape)}")
     return label
@@ -576,15 +609,15 @@ def _to_dtype(volume: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _fade_inside(mask: Tensor, placement: Placement, window: Window) -> Tensor:
     """Weights of the voxels of `window`: 0 outside a bool mask `(1, I, J, K)`, rising to 1 over the rim
-    inside it."""
+    inside it, or over half its thickness."""
     # With a voxel more on each side, since what lies beyond the window is outside the mask.
     grown = [(max(0, a - 1), min(n, b + 1)) for (a, b), n in zip(window, placement.source_shape, strict=True)]
     mask = placement.take(mask, grown).contiguous()
-    outside = (~mask).float()
-    weight = mask.float()
-    for distance in range(1, INPAINT_RIM + 1):
+    outside, depth = (~mask).float(), mask.float()
+    for _ in range(INPAINT_RIM):
         outside = nn.functional.max_pool3d(outside, 3, stride=1, padding=1)
-        near = (outside > 0) & mask & (weight == 1)
-        weight[near] = distance / (INPAINT_RIM + 1)
+        depth += outside == 0
+    # Where the mask is thinner than two rims, its middle is still all new.
+    weight = depth / nn.functional.max_pool3d(depth, 2 * INPAINT_RIM + 1, 1, INPAINT_RIM).clamp(min=1)
     inner = (slice(a - g, b - g) for (a, b), (g, _) in zip(window, grown, strict=True))
     return weight[:, *inner]

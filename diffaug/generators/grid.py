@@ -252,8 +252,8 @@ def place(
             elif size > LARGER_SCAN * length * r:
                 raise DiffaugError(
                     f"the volume's axis {axis} is {size * spacing[axis]:.0f} mm long, the generator makes an "
-                    f"object of {length * grid.spacing[n]:.0f} mm: give the label map of the object or "
-                    "box=((i0, i1), (j0, j1), (k0, k1)) in voxels"
+                    f"object of {length * grid.spacing[n]:.0f} mm: give the object's label map (with "
+                    "foreground in it) or box=((i0, i1), (j0, j1), (k0, k1)) in voxels"
                 )
         start = centre - half
         offset.append(float(np.floor(start + 0.5 + 1e-9)) if r == 1.0 else start)

@@ -89,9 +89,11 @@ def fit_intensity_map(volume: Tensor, convention: IntensityConvention) -> Intens
 
 
 def typical_map(convention: IntensityConvention) -> IntensityMap:
-    """The map for a volume made from nothing."""
+    """The map for a volume made from nothing; where units are arbitrary and typically positive (MR), it does
+    not fall below 0."""
     low, high = torch.tensor(convention.typical, dtype=torch.float64).T
-    return IntensityMap(low, high, torch.full_like(low, -torch.inf), convention.clip)
+    magnitude = (low >= 0) & (convention.kind == "percentile")
+    return IntensityMap(low, high, torch.where(magnitude, 0.0, -torch.inf), convention.clip)
 
 
 def trim_padding(volume: NDArray[Any]) -> NDArray[Any]:

@@ -16,13 +16,16 @@ def case_seed(root: int, index: int) -> int:
 
 def case_seeds(seed: int | Sequence[int], count: int) -> list[int]:
     """One seed per case: derived from an integer, or a sequence of `count` seeds as it is."""
+    given = [seed] if isinstance(seed, (int, float, np.number)) else list(seed)
+    if wrong := [s for s in given if not isinstance(s, (int, np.integer)) or not 0 <= s < 2**63]:
+        raise DiffaugError(f"a seed is an integer from 0 to 2**63 - 1, got {wrong[0]!r}")
     if isinstance(seed, (int, np.integer)):
         return [case_seed(int(seed), index) for index in range(count)]
-    if len(seed) != count:
+    if len(given) != count:
         raise DiffaugError(
-            f"{len(seed)} seeds were given for {count} cases; give one integer or one seed per case"
+            f"{len(given)} seeds were given for {count} cases; give one integer or one seed per case"
         )
-    return [int(s) for s in seed]
+    return [int(s) for s in given]
 
 
 def gaussian_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:

@@ -192,7 +192,7 @@ def test_weights_of_other_networks(folder: Path) -> None:
 
 def test_a_spoilt_plan_is_named(folder: Path) -> None:
     (folder / "plan.json").write_text("{")
-    with pytest.raises(CardError, match=r"plan\.json is not valid JSON"):
+    with pytest.raises(CardError, match=r"plan\.json cannot be read as JSON"):
         Generator.load(folder)
 
 

@@ -13,7 +13,7 @@ from diffaug.errors import DiffaugError, LabelError, VerbError
 from diffaug.generators.autoencoder import AutoencoderConfig
 from diffaug.generators.card import VERBS, Card, CardGrid, Networks, Training
 from diffaug.generators.denoiser import DenoiserConfig
-from diffaug.generators.generator import Generator
+from diffaug.generators.generator import Generator, _fade_inside
 from diffaug.generators.grid import place
 from diffaug.generators.intensity import IntensityConvention, fit_intensity_map
 from diffaug.generators.joint_flow import JointFlow
@@ -156,7 +156,7 @@ def test_encode_and_decode(tiny_generator: Generator) -> None:
     assert decoded.shape == image.shape
     # The generator's own arithmetic, by hand: network units -1 to 1 are typical units 0 to 1000.
     expected = (tiny_generator.model.decode_image(latent[:1]).clamp(-1.5, 1.5) + 1) * 500
-    assert torch.allclose(decoded[:1], expected, atol=1e-2)
+    assert torch.allclose(decoded[:1], expected.clamp(min=0), atol=1e-2)
 
 
 def test_a_latent_of_another_shape_is_refused(tiny_generator: Generator) -> None:
@@ -488,7 +488,7 @@ def test_a_larger_scan_needs_a_label_or_a_box(tiny_generator: Generator, verb: s
         "encode": lambda: tiny_generator.encode(image, SAME),
         "paint": lambda: tiny_generator.paint(empty, SAME),
     }
-    with pytest.raises(DiffaugError, match=r"give the label map of the object or box="):
+    with pytest.raises(DiffaugError, match=r"give the object's label map.*or box="):
         run[verb]()
 
 
@@ -570,6 +570,48 @@ def test_the_mask_is_made_anew_whatever_it_held_and_fades_in_over_two_voxels(
     assert kept[4, 6, 4].item() == pytest.approx(2 / 3, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("thickness", "weights"),
+    [(1, [1]), (2, [1, 1]), (3, [0.5, 1, 0.5]), (5, [1 / 3, 2 / 3, 1, 2 / 3, 1 / 3])],
+)
+def test_the_middle_of_a_thin_mask_is_all_new(
+    tiny_generator: Generator, thickness: int, weights: list[float]
+) -> None:
+    mask = torch.zeros(1, *GRID, dtype=torch.bool)
+    mask[..., slice(4, 12), slice(6, 18), slice(8, 8 + thickness)] = True
+    placement = place(tiny_generator.grid, GRID, SAME)
+    weight = _fade_inside(mask, placement, placement.window())
+    assert weight[0, 8, 12, 8 : 8 + thickness].tolist() == pytest.approx(weights)
+    assert not weight[~mask].any()
+
+
+@pytest.mark.parametrize("verb", ["vary", "inpaint"])
+def test_a_crop_keeps_the_intensity_map_of_its_scan(tiny_generator: Generator, verb: str) -> None:
+    """The whole scan's percentiles are far from the crop's: with them the crop changes as the scan does."""
+    image, label = large_scan(torch.float64)
+    image[..., :8, :, :] += 4000
+    whole = fit_intensity_map(image[0], tiny_generator.card.intensity)
+    window = place(tiny_generator.grid, LARGE, SAME, foreground=label[0, 0] > 0).window()
+    part = (..., *(slice(start, stop) for start, stop in window))
+    corner = SAME.copy()
+    corner[:3, 3] = SAME[:3] @ [*(start for start, _ in window), 1]
+
+    def run(image: Tensor, label: Tensor, affine: np.ndarray, **settings: Any) -> Tensor:
+        if verb == "vary":
+            return tiny_generator.vary(image, label, affine, strength=0.5, steps=STEPS, **settings)
+        return tiny_generator.inpaint(image, label, label, affine, steps=STEPS, **settings)
+
+    def middle(volume: Tensor) -> Tensor:
+        return volume[..., 6:10, 9:15, 6:10]
+
+    expected = middle(run(image, label, SAME)[part])
+    cropped = image[part].contiguous(), label[part].contiguous(), corner
+    torch.testing.assert_close(middle(run(*cropped, intensity=[whole])), expected, rtol=0, atol=1e-3)
+    assert not torch.allclose(middle(run(*cropped)), expected, rtol=0, atol=1.0)
+    with pytest.raises(DiffaugError, match="2 intensity maps were given for 1 cases"):
+        run(*cropped, intensity=[whole, whole])
+
+
 def test_a_mask_at_the_border_of_the_volume_is_not_faded_there(tiny_generator: Generator) -> None:
     image, label = scans(1)
     everything = torch.ones(1, 1, *GRID, dtype=torch.bool)
@@ -622,6 +664,42 @@ def test_a_mask_of_another_shape_is_refused(tiny_generator: Generator) -> None:
         DiffaugError, match=r"mask must have shape \(2, 1, 16, 24, 16\).*got \(1, 1, 16, 24, 16\)"
     ):
         tiny_generator.inpaint(image, label[:1], label, SAME)
+
+
+@pytest.mark.parametrize("verb", ["vary", "paint", "inpaint"])
+def test_a_label_of_several_structures_is_refused_where_they_do_not_fit(
+    tiny_generator: Generator, verb: str
+) -> None:
+    """The grid would lie between them, around neither."""
+    image, label = large_scan()
+    label[..., 30:36, 32:41, 20:26] = 1
+    run = {
+        "vary": lambda **box: tiny_generator.vary(image, label, SAME, steps=STEPS, **box),
+        "paint": lambda **box: tiny_generator.paint(label, SAME, steps=STEPS, **box),
+        "inpaint": lambda **box: tiny_generator.inpaint(
+            image, ball(LARGE, (14, 36, 23), 3), label, SAME, steps=STEPS, **box
+        ),
+    }[verb]
+    with pytest.raises(VerbError, match=r"of the label's 648 voxels lie outside.*keep one structure"):
+        run()
+    made = run(box=((11, 17), (32, 41), (20, 26)))
+    assert made.shape == image.shape
+
+
+@pytest.mark.parametrize("verb", ["segment", "encode"])
+def test_arrays_are_refused(tiny_generator: Generator, verb: str) -> None:
+    with pytest.raises(DiffaugError, match=r"must be a torch\.Tensor, got ndarray"):
+        getattr(tiny_generator, verb)(np.zeros((1, 1, *GRID)), SAME)
+    with pytest.raises(LabelError, match=r"must be a torch\.Tensor, got ndarray"):
+        tiny_generator.paint(np.zeros((1, 1, *GRID), np.int16), SAME)
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "gpu0"])
+def test_a_device_that_cannot_be_used_changes_nothing(tiny_generator: Generator, device: str) -> None:
+    with pytest.raises(DiffaugError, match=f"cannot use the device {device}"):
+        tiny_generator.to(device)
+    assert tiny_generator.device.type == "cpu"
+    assert tiny_generator.sample(1, steps=1).image.shape == (1, 1, *GRID)
 
 
 # -- labels --------------------------------------------------------------------------------------------------

@@ -264,11 +264,11 @@ def test_a_slightly_longer_volume_is_cut_about_its_centre_and_a_larger_scan_is_r
     affine = axis_aligned(("R", "A", "S"), GRID.spacing, (0, 0, 0))
     assert place(GRID, (12, 16, 10), affine).window() == [(1, 11), (1, 15), (1, 9)]
     with pytest.raises(
-        DiffaugError, match=r"axis 1 is 18 mm long.*object of 14 mm: give the label map.*or box="
+        DiffaugError, match=r"axis 1 is 18 mm long.*object of 14 mm: give the object's label map.*or box="
     ):
         place(GRID, (12, 18, 10), affine)
     # An empty label map does not say where the object lies.
-    with pytest.raises(DiffaugError, match="give the label map"):
+    with pytest.raises(DiffaugError, match="give the object's label map"):
         place(GRID, (12, 18, 10), affine, foreground=torch.zeros(12, 18, 10, dtype=torch.bool))
 
 

@@ -165,6 +165,9 @@ def test_typical_units() -> None:
     found = typical_map(IntensityConvention(kind="percentile", typical=[(10.0, 30.0), (0.0, 1.0)]))
     volume = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)
     assert found.denormalise(volume).flatten().tolist() == pytest.approx([10.0, 1.0])
+    # Magnitude images do not turn negative, calibrated ones may.
+    assert found.denormalise(torch.full((2, 1, 1, 1), -1.5)).flatten().tolist() == pytest.approx([5.0, 0.0])
+    assert typical_map(HOUNSFIELD).denormalise(torch.full((1, 1, 1, 1), -1.0)).item() == -160
     # A batch of volumes too.
     assert found.denormalise(volume[None].expand(3, 2, 1, 1, 1)).shape == (3, 2, 1, 1, 1)
 

@@ -3,7 +3,7 @@ import torch
 
 from diffaug.generators.autoencoder import Autoencoder, AutoencoderConfig
 from diffaug.generators.blocks import ResidualBlock, depth_to_space, space_to_depth
-from diffaug.generators.denoiser import DenoiserConfig, JointDenoiser
+from diffaug.generators.denoiser import PLAIN_TOKENS, DenoiserConfig, JointDenoiser, attention
 from diffaug.generators.joint_flow import latent_mask
 
 
@@ -116,6 +116,18 @@ def test_denoiser_tells_the_two_levels_apart() -> None:
     low, high = torch.tensor([0.2]), torch.tensor([0.9])
     one, swapped = network(image, label, low, high)[0], network(image, label, high, low)[0]
     assert not torch.allclose(one, swapped, atol=1e-3)
+
+
+@pytest.mark.parametrize("tokens", [3, PLAIN_TOKENS, PLAIN_TOKENS + 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_is_the_scaled_dot_product(tokens: int, dtype: torch.dtype) -> None:
+    query, key, value = torch.randn(3, 2, 2, tokens, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = torch.nn.functional.scaled_dot_product_attention(query.double(), key.double(), value.double())
+    found = attention(query, key, value)
+    assert found.dtype == dtype
+    torch.testing.assert_close(
+        found.double(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 2e-2
+    )
 
 
 def test_cases_of_a_batch_do_not_mix() -> None:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,12 @@ def test_a_sequence_of_seeds_is_used_as_it_is() -> None:
     assert case_seeds(np.array([1, 2]), 2) == [1, 2]
     with pytest.raises(DiffaugError, match="2 seeds were given for 3 cases"):
         case_seeds([1, 2], 3)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, [0, -3], [1, 2.0], 2**63])
+def test_what_is_no_seed_is_refused(seed: Any) -> None:
+    with pytest.raises(DiffaugError, match="a seed is an integer"):
+        case_seeds(seed, 2)
 
 
 def test_noise_of_a_case_depends_on_its_seed_alone() -> None:
