@@ -73,8 +73,8 @@ def fit(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     init: Annotated[
-        Path | None,
-        typer.Option(exists=True, file_okay=False, help="Start from the weights of this generator."),
+        str | None,
+        typer.Option(help="Start from the weights of this generator: a name in the zoo, or a folder."),
     ] = None,
     mirror: Annotated[
         list[Axis] | None, typer.Option(help="Mirror cases along this axis at random; may be repeated.")
@@ -82,7 +82,9 @@ def fit(
     name: Annotated[
         str | None, typer.Option(help="Name on the card.", show_default="the output folder's name")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of everything random.", show_default="0")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda.", show_default="the fastest there is")
     ] = None,
@@ -104,7 +106,7 @@ def fit(
         plan=plan,
         dry_run=dry_run,
         init=init,
-        mirror_axes=tuple(sorted({_GRID_AXES[axis] for axis in mirror or ()})),
+        mirror_axes=tuple(sorted({_GRID_AXES[axis] for axis in mirror})) if mirror else None,
         seed=seed,
         device=device,
     )

@@ -44,8 +44,7 @@ class Augmenter:
     """Draws moved and recoloured grid volumes from canvases (grid plus margin, network units).
 
     Images are interpolated by cubic splines: linear interpolation would blur two thirds of the training
-    volumes and the
-    generator would learn that blur.
+    volumes and the generator would learn that blur.
     """
 
     def __init__(self, config: AugmentationConfig, shape: tuple[int, int, int], threads: int = 2) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffaug.datasets.reading import CaseFiles, load_case
+from diffaug.datasets.volumes import CaseFiles, load_case
 from diffaug.files import atomic_path
 from diffaug.generators.grid import Grid, place
 from diffaug.generators.intensity import fit_intensity_map

@@ -21,10 +21,8 @@ from diffaug.training.loop import History, run_loop
 from diffaug.training.plan import Plan
 
 # What the denoiser is asked for, and how often. "joint": both at one level (sample). "paint": label clean.
-# "segment": image
-# clean. "label": image at pure noise, so the label alone is modelled. "image": label at pure noise, for
-# guidance and for
-# cases without a label. "independent": any two levels.
+# "segment": image clean. "label": image at pure noise, so the label alone is modelled. "image": label at pure
+# noise, for guidance and for cases without a label. "independent": any two levels.
 TASKS = {"joint": 0.40, "paint": 0.25, "segment": 0.10, "label": 0.05, "image": 0.08, "independent": 0.12}
 
 
@@ -80,8 +78,7 @@ def draw_levels(count: int, labelled: Tensor, generator: torch.Generator) -> tup
     """Noise levels `(B,)` of image and label for a batch: a task for each case, then its levels.
 
     Image levels are logit-normal (Esser et al. 2024); a fifth is uniform, so that no level is rare. Label
-    levels of their
-    own lean to high noise: what a label map says survives until very high noise.
+    levels of their own lean to high noise: what a label map says survives until very high noise.
     """
     names = list(TASKS)
     weights = torch.tensor([TASKS[n] for n in names])

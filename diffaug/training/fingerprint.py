@@ -3,14 +3,15 @@
 import hashlib
 import secrets
 from collections.abc import Sequence
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from diffaug.datasets.reading import CaseFiles, Dataset, LoadedCase, load_case
+from diffaug.datasets.reading import Dataset
+from diffaug.datasets.volumes import CaseFiles, LoadedCase, load_case
+from diffaug.files import sha256_file
 from diffaug.progress import Progress
 
 ORIENTATION = ("R", "A", "S")
@@ -97,8 +98,7 @@ def record_training_scans(cases: Sequence[CaseFiles], progress: Progress) -> dic
     """Salted hashes of the scans that train a generator: a sidecar that stays with its owner.
 
     A hash is over the decoded voxels (float32 values and shape), so a renamed or recompressed copy is still
-    recognised;
-    the salt keeps others from testing whether a scan that they hold was used.
+    recognised; the salt keeps others from testing whether a scan that they hold was used.
     """
     salt = secrets.token_hex(16)
     hashes = {}
@@ -117,11 +117,10 @@ def voxel_hash(image: NDArray[np.float32], salt: str) -> str:
     return digest.hexdigest()
 
 
-def file_stamps(cases: Sequence[CaseFiles]) -> dict[str, list[int]]:
-    """Sizes and modification times (ns) of all files of the cases: whether a dataset changed between two
-    sessions."""
-    stamps = {}
-    for case in cases:
-        files: list[Path] = [*case.images, *([case.label] if case.label else [])]
-        stamps[case.name] = [number for f in files for number in (f.stat().st_size, f.stat().st_mtime_ns)]
-    return stamps
+def file_hashes(cases: Sequence[CaseFiles]) -> dict[str, list[str]]:
+    """SHA-256 of all files of the cases: whether a dataset changed between two sessions. Times would not do:
+    a copy of the dataset on another disk has others."""
+    return {
+        case.name: [sha256_file(file) for file in (*case.images, *([case.label] if case.label else []))]
+        for case in cases
+    }

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from diffaug.datasets.checking import check_dataset
-from diffaug.datasets.reading import CaseFiles, Dataset
+from diffaug.datasets.reading import Dataset
+from diffaug.datasets.volumes import CaseFiles
 from diffaug.errors import DiffaugError
-from diffaug.files import atomic_write_json, atomic_write_text
+from diffaug.files import atomic_write_json, atomic_write_text, read_json
 from diffaug.generators.card import VERBS, Card, CardGrid, Networks, Training
 from diffaug.generators.generator import Generator
 from diffaug.generators.joint_flow import JointFlow
@@ -19,19 +20,21 @@ from diffaug.progress import Progress
 from diffaug.training.autoencoder import train_autoencoders
 from diffaug.training.cases import make_canvases
 from diffaug.training.denoiser import train_denoiser
-from diffaug.training.fingerprint import Fingerprint, file_stamps, record_training_scans, take_fingerprint
+from diffaug.training.fingerprint import Fingerprint, file_hashes, record_training_scans, take_fingerprint
 from diffaug.training.loop import make_accelerator
 from diffaug.training.plan import Plan, read_plan
 from diffaug.training.planning import make_plan
 from diffaug.training.report import validation_report
+from diffaug.zoo import load
 
 # Share of the patients that is held out where no split file says which.
 HELD_OUT = 0.1
 PRIVATE = "private"
+# Dice of label round trips or of `segment` below which a generator makes labels that are worth nothing.
+USELESS = 0.5
 _README = """Stays with you: this folder holds your scans (canvases, latents), checkpoints, and
-training_scans.json,
-the salted hashes by which diffaug recognises the scans that trained this generator. Share the folder above
-without it.
+training_scans.json, the salted hashes by which diffaug recognises the scans that trained this generator.
+Share the folder above without it.
 """
 
 
@@ -53,9 +56,9 @@ def fit_generator(
     budget: float = 4 * 3600.0,
     plan: Path | None = None,
     dry_run: bool = False,
-    init: Path | None = None,
-    mirror_axes: tuple[int, ...] = (),
-    seed: int = 0,
+    init: Path | str | None = None,
+    mirror_axes: tuple[int, ...] | None = None,
+    seed: int | None = None,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Plan | Generator:
@@ -63,18 +66,16 @@ def fit_generator(
 
     Args:
         dataset: what to fit; its "train" subset fits weights, its "validation" subset measures. Without a
-        split a tenth
-            of the patients is held out.
+            split a tenth of the patients is held out.
         output: folder of the generator. `private/` in it holds everything that must not be shared, among it
-        the
-            checkpoints that an interrupted fit continues from.
-        budget: seconds of training to plan for. It fixes numbers of iterations; nothing depends on the
-        clock later.
+            the checkpoints that an interrupted fit continues from.
+        budget: seconds of training to plan for. It fixes numbers of iterations; nothing depends on the clock
+            later.
         plan: a plan file to train by instead.
-        init: folder of a generator to start from.
-        mirror_axes: grid axes (0 left-right, 1 posterior-anterior, 2 inferior-superior) along which a
-        mirrored case is
-            still a plausible one.
+        init: name or folder of a generator to start from.
+        name, mirror_axes, seed: parts of the plan; given beside a plan that says otherwise they are an error.
+            Default: the output folder's name, none, and 0. mirror_axes are grid axes (0 left-right, 1
+            posterior-anterior, 2 inferior-superior) along which a mirrored case is still a plausible one.
         device: "cpu" keeps a GPU out of it; otherwise accelerate's choice (the GPU where there is one).
 
     Raises:
@@ -83,31 +84,29 @@ def fit_generator(
     """
     progress = progress or Progress()
     accelerator = make_accelerator(device)
-    name = name or output.resolve().name
-    subsets = split_cases(dataset, seed)
+    private = output / PRIVATE
+    saved_plan, asked_plan = output / "plan.json", read_plan(plan) if plan else None
+    settled = read_plan(saved_plan) if saved_plan.exists() and not dry_run else asked_plan
+    if settled is not None:
+        _refuse_other_plan(settled, asked_plan, saved_plan)
+        _refuse_other_options(settled, name=name, mirror_axes=mirror_axes, seed=seed)
+    subsets = split_cases(dataset, settled.seed if settled else seed or 0)
     with progress.task("checking cases", total=len(dataset.cases)) as task:
         check_dataset(dataset, lambda _: task.advance())
     if not dataset.patients_given:
         progress.note("No patient table was given: each case is taken for its own patient.")
-    start = Generator.load(init) if init is not None else None
+    start = load(init) if init is not None else None
 
-    private = output / PRIVATE
-    saved_plan, asked_plan = output / "plan.json", read_plan(plan) if plan else None
-    if saved_plan.exists() and not dry_run:
-        settled = read_plan(saved_plan)
-        _refuse_other_plan(settled, asked_plan, saved_plan)
-    elif asked_plan is not None:
-        settled = asked_plan
-    else:
+    if settled is None:
         fingerprint = _fingerprint(dataset, subsets, private, progress, keep=not dry_run)
         settled = make_plan(
-            name=name,
+            name=name or output.resolve().name,
             fingerprint=fingerprint,
             channels=dataset.channels,
             labels=dataset.labels,
             budget=budget,
-            mirror_axes=mirror_axes,
-            seed=seed,
+            mirror_axes=mirror_axes or (),
+            seed=seed or 0,
             accelerator=accelerator,
             init=start.card if start else None,
         )
@@ -127,6 +126,9 @@ def fit_generator(
         if not sidecar.exists():
             atomic_write_json(sidecar, record_training_scans(subsets.train, progress))
     accelerator.wait_for_everyone()
+    if (output / "card.json").exists():
+        progress.note(f"{output} is complete already: nothing to do")
+        return Generator.load(output)
 
     training = make_canvases(settled, subsets.train, private / "training", progress)
     validation = make_canvases(settled, subsets.validation, private / "validation", progress)
@@ -173,9 +175,10 @@ def fit_generator(
     if accelerator.is_main_process:
         histories = {"autoencoders": autoencoder_history, "denoiser": denoiser_history}
         atomic_write_json(output / "history.json", histories)
-        figures = validation_report(generator, subsets.validation, histories, output, progress)
+        figures = validation_report(generator, subsets.validation, histories, output, private, progress)
         generator.card = generator.card.model_copy(update={"figures": figures})
         generator.save(output)
+        _tell(figures, progress)
     accelerator.wait_for_everyone()
     # As anybody else will load it: with the weights rounded to float16, and their hash on the card.
     return Generator.load(output)
@@ -276,6 +279,28 @@ def _refuse_other_plan(settled: Plan, asked: Plan | None, file: Path) -> None:
     )
 
 
+def _refuse_other_options(settled: Plan, **given: Any) -> None:
+    own = {"name": settled.name, "mirror_axes": settled.augmentation.mirror_axes, "seed": settled.seed}
+    if wrong := {key: value for key, value in given.items() if value is not None and value != own[key]}:
+        lines = [f"  {key}: {own[key]!r} in the plan, {value!r} given" for key, value in wrong.items()]
+        raise DiffaugError(
+            "the plan decides, and says otherwise:\n"
+            + "\n".join(lines)
+            + "\nLeave the option out, or edit the plan before a fit begins."
+        )
+
+
+def _tell(figures: dict[str, Any], progress: Progress) -> None:
+    """Show the figures of a finished fit, and warn of one that is of no use."""
+    for key, value in figures.items():
+        progress.note(f"{key}: {value}")
+    if figures.get("label_round_trip_dice", 1) < USELESS or figures.get("segment_dice", 1) < USELESS:
+        progress.note(
+            f"Warning: a Dice below {USELESS} on validation cases: the generator has not learned its labels. "
+            "Train longer (a plan with more steps, or a larger --budget) before you build with it."
+        )
+
+
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
@@ -315,25 +340,25 @@ def _check_plan(plan: Plan, dataset: Dataset) -> None:
 
 def _check_same_scans(file: Path, subsets: Subsets) -> None:
     """An interrupted fit goes on only with the files it began with."""
-    stamps = {
-        "train": file_stamps(subsets.train),
-        "validation": file_stamps(subsets.validation),
+    hashes = {
+        "train": file_hashes(subsets.train),
+        "validation": file_hashes(subsets.validation),
     }
     if not file.exists():
-        atomic_write_json(file, stamps)
+        atomic_write_json(file, hashes)
         return
-    before = json.loads(file.read_text())
+    before = read_json(file)
     changed = [
         name
-        for subset in stamps
-        for name in sorted(stamps[subset].keys() | before[subset].keys())
-        if stamps[subset].get(name) != before[subset].get(name)
+        for subset in hashes
+        for name in sorted(hashes[subset].keys() | before[subset].keys())
+        if hashes[subset].get(name) != before[subset].get(name)
     ]
     if changed:
         raise DiffaugError(
             f"{len(changed)} case(s) were added, removed or changed since this fit began, first "
             f"{changed[:3]}: give another "
-            f"--output, or put the files back (sizes and times are in {file})"
+            f"--output, or put the files back (their hashes are in {file})"
         )
 
 

@@ -1,9 +1,8 @@
 """A resumable training loop: what step n does depends on the plan and n alone, never on when it was started.
 
 A checkpoint holds the weights, their moving average, the optimizer's state, the step and the history. It is
-written under
-a temporary name and renamed, so a killed run leaves the previous one. Randomness comes from seeds of the
-step number.
+written under a temporary name and renamed, so a killed run leaves the previous one. Randomness comes from
+seeds of the step number.
 """
 
 import math
@@ -32,7 +31,11 @@ def make_accelerator(device: str | None = None) -> Accelerator:
     """
     cpu = device == "cpu"
     found = PartialState(cpu=cpu).device
-    if device is not None and torch.device(device).type != found.type:
+    try:
+        asked = found if device is None else torch.device(device)
+    except RuntimeError as error:
+        raise DiffaugError(f"cannot use the device {device}: {error}") from error
+    if asked.type != found.type:
         raise DiffaugError(f"device {device!r} was asked for, but accelerate found {found}")
     return Accelerator(cpu=cpu, mixed_precision="bf16" if has_bfloat16(found) else "no")
 

@@ -28,8 +28,8 @@ CACHED_LATENTS = 9216
 ENCODING_COST = 0.5
 # Transformer tokens that two cores still sample in half a second.
 MOST_TOKENS = 1024
-# Peak bytes of autoencoder training per voxel of a batch (measured: 2.1 GB at 8 x 40 x 56 x 40), with a
-# margin.
+# Peak bytes of autoencoder training per voxel of a batch, with a margin (measured: 2.1 GB at 8 x 40 x 56 x
+# 40).
 BYTES_PER_VOXEL = 4000
 
 
@@ -48,8 +48,8 @@ def make_plan(
     """Choose grid, networks, batches and iterations.
 
     Args:
-        budget: seconds of training that the user grants; becomes a number of iterations by timing a few
-        here and now.
+        budget: seconds of training that the user grants; becomes a number of iterations by timing a few here
+            and now.
         init: card of the generator to start from: its grid, intensity convention and networks are kept.
 
     Raises:
@@ -105,9 +105,8 @@ def make_plan(
     if min(autoencoder_steps, denoiser_steps) < 1:
         raise DiffaugError(
             f"a budget of {budget:.0f} s is too small: one step of the autoencoders takes "
-            f"{autoencoder_seconds:.2f} s, one "
-            f"of the denoiser {denoiser_seconds:.2f} s on {accelerator.device}; a useful fit needs "
-            f"thousands of each"
+            f"{autoencoder_seconds:.2f} s, one of the denoiser {denoiser_seconds:.2f} s on "
+            f"{accelerator.device}; a useful fit needs thousands of each"
         )
     return draft.model_copy(
         update={
@@ -124,8 +123,7 @@ def make_plan(
 
 def plan_grid(fingerprint: Fingerprint, multiple: tuple[int, ...]) -> GridPlan:
     """Median spacing; a shape that holds every label with 2 voxels around it, and of the image around it as
-    much as half
-    the labels' size again, rounded up to the networks' `multiple`."""
+    much as half the labels' size again, rounded up to the networks' `multiple`."""
     spacing = [round(s, 4) for s in fingerprint.spacing_median]
     shape = []
     for axis in range(3):
@@ -234,6 +232,5 @@ def _check_init(init: Card, channels: tuple[str, ...], labels: dict[int, str]) -
     if len(init.channels) != len(channels) or set(init.labels) != set(labels):
         raise DiffaugError(
             f"cannot start from {init.name}: it has channels {init.channels} and labels {init.labels}, the "
-            f"dataset has "
-            f"{list(channels)} and {labels}"
+            f"dataset has {list(channels)} and {labels}"
         )

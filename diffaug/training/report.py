@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffaug.datasets.reading import CaseFiles, load_case
+from diffaug.datasets.volumes import CaseFiles, load_case
 from diffaug.figures import montage
 from diffaug.files import atomic_path
 from diffaug.generators.generator import Generator
@@ -23,10 +23,14 @@ def validation_report(
     validation: tuple[CaseFiles, ...],
     histories: dict[str, History],
     folder: Path,
+    private: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Measure the generator on validation cases and write `montage.png` and `curves.png`; returns figures
-    for the card."""
+    """Measure the generator on validation cases; returns figures for the card.
+
+    Writes `montage.png` (sampled cases) and `curves.png` to `folder`, and to `private` a `montage.png` with
+    real cases, their reconstructions and images painted from their labels beside the sampled ones.
+    """
     draw_curves(histories, folder / "curves.png")
     autoencoders, denoiser = histories["autoencoders"], histories["denoiser"]
     figures: dict[str, Any] = {"measured_on": f"{len(validation)} validation cases"}
@@ -70,16 +74,17 @@ def validation_report(
             task.advance()
     if agreement:
         figures["segment_dice"] = round(float(np.mean(agreement)), 4)
-    sample = generator.sample(3)
+    sample = generator.sample(4)
     known = generator.knows_labels
-    shown += [("sampled", i, l if known else None) for i, l in zip(sample.image, sample.label, strict=True)]
-    montage(
-        [image.numpy() for _, image, _ in shown],
-        [None if label is None else label.numpy() for _, _, label in shown],
-        [title for title, _, _ in shown],
-        folder / "montage.png",
-        names=generator.card.labels,
-    )
+    sampled = [("sampled", i, l if known else None) for i, l in zip(sample.image, sample.label, strict=True)]
+    for rows, path in ((sampled, folder / "montage.png"), (shown + sampled[:3], private / "montage.png")):
+        montage(
+            [image.numpy() for _, image, _ in rows],
+            [None if label is None else label.numpy() for _, _, label in rows],
+            [title for title, _, _ in rows],
+            path,
+            names=generator.card.labels,
+        )
     return figures
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -48,7 +49,7 @@ def test_output_is_a_generator_with_all_that_was_promised(fitted: Path) -> None:
     assert generator.card.training.cases == {"train": 5, "validation": 1}
     assert generator.card.figures["measured_on"] == "1 validation cases"
     assert {"paint", "segment", "vary"} <= generator.verbs
-    for name in ("montage.png", "curves.png"):
+    for name in ("montage.png", "curves.png", "private/montage.png"):
         assert (fitted / name).read_bytes().startswith(b"\x89PNG")
     assert read_plan(fitted / "plan.json") == Plan.model_validate(generator.plan)
 
@@ -79,12 +80,43 @@ def test_another_plan_for_the_same_folder_is_refused_with_the_difference(
         fit_generator(read_dataset(blobs), fitted, plan=other, progress=QUIET)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": "other"}, "name: 'blobs' in the plan, 'other' given"),
+        ({"seed": 3}, "seed: 0"),
+        ({"mirror_axes": (0,)}, "mirror_axes"),
+    ],
+)
+def test_options_that_the_plan_contradicts_are_refused(
+    fitted: Path, blobs: Path, plan_file: Path, tmp_path: Path, given: dict[str, Any], said: str
+) -> None:
+    for output, plan in ((fitted, None), (tmp_path / "new", plan_file)):
+        with pytest.raises(DiffaugError, match=said):
+            fit_generator(read_dataset(blobs), output, plan=plan, progress=QUIET, **given)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_generator_that_learned_nothing_is_called_so(
+    blobs: Path, plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit_generator(read_dataset(blobs), tmp_path / "fit", plan=plan_file, progress=Progress())
+    said = capsys.readouterr().err
+    assert "label_round_trip_dice: " in said
+    assert "has not learned its labels" in said
+    fit_generator(read_dataset(blobs), tmp_path / "fit", plan=plan_file, progress=Progress())
+    assert "is complete already" in capsys.readouterr().err
+
+
 def test_changed_scans_are_noticed(blobs: Path, plan_file: Path, tmp_path: Path) -> None:
     dataset = write_blobs(tmp_path / "Blobs", count=4)
     output = tmp_path / "fit"
     fit_generator(read_dataset(dataset), output, plan=plan_file, progress=QUIET)
     image = next((dataset / "imagesTr").glob("*.nii.gz"))
-    os.utime(image, (1, 1))
+    os.utime(image, (1, 1))  # as in a copy on another disk: the same scans
+    fit_generator(read_dataset(dataset), output, plan=plan_file, progress=QUIET)
+    volume = nib.load(image)
+    nib.save(nib.Nifti1Image(volume.get_fdata() + 1, volume.affine), image)
     with pytest.raises(DiffaugError, match="changed since this fit began"):
         fit_generator(read_dataset(dataset), output, plan=plan_file, progress=QUIET)
 
