@@ -10,6 +10,7 @@ random state, calls `make_parameters`, keeps what that returns, and calls `apply
 """
 
 import os
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -145,7 +146,8 @@ def apply_parameters(
         allow_label_drift: vary without a label; the anatomy may move.
 
     Returns:
-        The varied image, shape and dtype as given.
+        The varied image, shape and dtype as given; the image itself, with a warning, where the label map
+            shows no structure to make another image of, as in a crop beside it.
 
     Raises:
         CardError, LabelError, VerbError, ValueError: see `resolve` and `Generator.vary`.
@@ -159,6 +161,9 @@ def apply_parameters(
     if os.getpid() != _IMPORTED_IN:
         # A fork copies the parent's record of its thread pool but no threads: to wait for them is a deadlock.
         torch.set_num_threads(1)
+    if label is not None and generator.knows_labels and not _shows_structure(label, label_mapping):
+        warnings.warn("a label map shows no structure: its image was left as it is", stacklevel=2)
+        return image.clone()
     return generator.vary(
         image[None],
         None if label is None else label[None],
@@ -170,3 +175,9 @@ def apply_parameters(
         label_mapping=label_mapping,
         allow_label_drift=allow_label_drift,
     )[0]
+
+
+def _shows_structure(label: Tensor, label_mapping: Mapping[int, int] | None) -> bool:
+    """Whether any label but the background is left after the mapping."""
+    mapping = label_mapping or {}
+    return any(mapping.get(int(value), int(value)) != 0 for value in torch.unique(label))

@@ -284,6 +284,17 @@ def test_missing_label_needs_leave_to_drift(tiny_generator_folder: Path) -> None
     assert changed(subject, varied) == {"t1"}
 
 
+def test_a_case_that_shows_no_structure_is_left_as_it_is(tiny_generator_folder: Path) -> None:
+    """As after a crop beside the structure: an error would end a training at a random step."""
+    subject = make_subject()
+    subject["seg"].set_data(torch.zeros_like(subject["seg"].data))
+    for mapping, value in ((None, 0), ({7: 0}, 7)):
+        subject["seg"].data[:] = value
+        with pytest.warns(UserWarning, match="shows no structure"):
+            varied = Variation(tiny_generator_folder, 0.5, 1, label_mapping=mapping)(subject)
+        assert changed(subject, varied) == set()
+
+
 def test_generator_without_labels_needs_leave_to_drift(no_labels: Generator) -> None:
     subject = make_subject()
     with pytest.raises(LabelError, match="unlabelled knows no labels and cannot keep seg true"):
