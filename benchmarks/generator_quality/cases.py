@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffaug.datasets.reading import load_case, read_dataset
+from diffaug.datasets.reading import read_dataset
+from diffaug.datasets.volumes import load_case
 from diffaug.evaluation.segmenter import standardise
 from diffaug.generators.grid import Grid, place
 from diffaug.generators.intensity import IntensityConvention, fit_intensity_map
