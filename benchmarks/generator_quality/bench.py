@@ -68,10 +68,13 @@ class Bench:
             raise SystemExit(f"{self.name} works on {generator.grid}, the benchmark on {GRID}")
         return generator
 
-    @property
-    def weights_hash(self) -> str | None:
-        """Identity of the generator."""
-        return None if self.name is None else self.generator.weights_hash
+    @cached_property
+    def generator_hash(self) -> str | None:
+        """Identity of the generator: its weights, and the settings that its verbs use unasked."""
+        if self.name is None:
+            return None
+        defaults = self.generator.card.defaults.model_dump_json()
+        return hashlib.sha256(f"{self.generator.weights_hash} {defaults}".encode()).hexdigest()[:16]
 
     @cached_property
     def segmenter_hash(self) -> str:
@@ -97,7 +100,7 @@ class Bench:
     @cached_property
     def synthetic(self) -> Cases:
         """The sampled pairs; pair k depends on the generator and on k alone."""
-        folder = self.work / "pairs" / str(self.weights_hash)[:16]
+        folder = self.work / "pairs" / str(self.generator_hash)
         images, labels = [], []
         for start in range(0, self.pairs, PAIRS_PER_FILE):
             file = folder / f"{start:05d}.safetensors"
@@ -128,7 +131,7 @@ class Bench:
         steps = self.steps if steps is None else steps
         name = f"{kind}-{count}-seed{seed}-steps{steps}"
         if kind == "synthetic":
-            return self.kept(f"{name}-{str(self.weights_hash)[:16]}", self.synthetic, seed=seed, steps=steps)
+            return self.kept(f"{name}-{self.generator_hash}", self.synthetic, seed=seed, steps=steps)
         return self.kept(name, self.train.draw(count, seed), seed=seed, steps=steps)
 
     def kept(

@@ -54,6 +54,10 @@ class Cases:
         """Images with their 0.5 and 99.5 percentiles at -1 and 1, clipped at 1.5: the unit of distances."""
         return torch.stack([to_network_units(image, image) for image in self.images])
 
+    def foreground(self) -> Tensor:
+        """Label maps `(N, L, I, J, K)`, one channel of 0 and 1 for each label but the background."""
+        return torch.cat([(self.labels == label).float() for label in LABELS], 1)
+
 
 def to_network_units(image: Tensor, reference: Tensor) -> Tensor:
     """An image `(1, I, J, K)` in network units by the percentiles of `reference`."""

@@ -57,8 +57,8 @@ def reconstruction(bench: Bench) -> list[Cell]:
             **_who(cases),
             "psnr_db": psnr,
             "psnr_between_patients_db": _psnr_between_patients(cases),
-            "dice_original": _dice(bench.judge, cases.images, cases.labels),
-            "dice_reconstruction": _dice(bench.judge, decoded, cases.labels),
+            "dice_original": segmenter_dice(bench.judge, cases.images, cases.labels),
+            "dice_reconstruction": segmenter_dice(bench.judge, decoded, cases.labels),
             "dice_label_round_trip": dice(
                 generator.vocabulary.from_scores(scores), cases.labels, LABELS
             ).tolist(),
@@ -79,7 +79,7 @@ def utility(bench: Bench) -> list[Cell]:
             model = bench.segmenter(kind, count, seed, steps)
             return {
                 **_who(bench.held_out),
-                "dice": _dice(model, bench.held_out.images, bench.held_out.labels),
+                "dice": segmenter_dice(model, bench.held_out.images, bench.held_out.labels),
             }
 
         cells.append(Cell(f"utility/{kind}-{count}-seed{seed}-steps{steps}", measure, kind == "synthetic"))
@@ -108,15 +108,13 @@ def few_labels(bench: Bench) -> list[Cell]:
             name = f"few-{FEW_LABELS}-seed{seed}-steps{bench.steps}"
             if pretrained:
                 start = bench.segmenter("synthetic", bench.pairs, seed)
-                name = (
-                    f"{name}-pretrained-{bench.pairs}-{str(bench.weights_hash)[:16]}-rate{FINE_TUNING_RATE}"
-                )
+                name = f"{name}-pretrained-{bench.pairs}-{bench.generator_hash}-rate{FINE_TUNING_RATE}"
                 model = bench.kept(
                     name, cases, seed=seed, steps=bench.steps, start=start, learning_rate=FINE_TUNING_RATE
                 )
             else:
                 model = bench.kept(f"{name}-scratch", cases, seed=seed, steps=2 * bench.steps)
-            scores = _dice(model, bench.held_out.images, bench.held_out.labels)
+            scores = segmenter_dice(model, bench.held_out.images, bench.held_out.labels)
             return {**_who(bench.held_out), "labelled": list(cases.names), "dice": scores}
 
         cells.append(
@@ -140,8 +138,8 @@ def paint(bench: Bench) -> list[Cell]:
         painted = bench.generator.paint(cases.labels, GRID.affine, seed=0)
         return {
             **_who(cases),
-            "dice_original": _dice(bench.judge, cases.images, cases.labels),
-            "dice_painted": _dice(bench.judge, painted, cases.labels),
+            "dice_original": segmenter_dice(bench.judge, cases.images, cases.labels),
+            "dice_painted": segmenter_dice(bench.judge, painted, cases.labels),
         }
 
     return [Cell("paint", measure)]
@@ -218,7 +216,7 @@ def neighbours(bench: Bench) -> list[Cell]:
         known = bench.train.draw(len(held_out), seed=0)
         others = [i for i, patient in enumerate(bench.train.patients) if patient not in set(known.patients)]
         result: dict[str, Any] = {"training": list(known.names), "held_out": list(held_out.names)}
-        for space, describe in (("image", Cases.network_units), ("label", _one_hot_foreground)):
+        for space, describe in (("image", Cases.network_units), ("label", Cases.foreground)):
             sets = [
                 describe(cases).flatten(1) for cases in (synthetic, bench.train.pick(others), known, held_out)
             ]
@@ -370,7 +368,7 @@ def _who(cases: Cases) -> dict[str, Any]:
     return {"cases": list(cases.names), "patients": list(cases.patients)}
 
 
-def _dice(model: Segmenter, images: Tensor, labels: Tensor) -> list[list[float]]:
+def segmenter_dice(model: Segmenter, images: Tensor, labels: Tensor) -> list[list[float]]:
     """Dice of the segmenter on images in any units, per case and label."""
     return dice(predict(model, standardise(images)), labels, LABELS).tolist()
 
@@ -404,10 +402,6 @@ def _distances_between_patients(volumes: Tensor, patients: tuple[str, ...]) -> l
 def _pairs_of_patients(patients: tuple[str, ...]) -> list[tuple[int, int]]:
     count = len(patients)
     return [(i, j) for i in range(count) for j in range(i) if patients[i] != patients[j]]
-
-
-def _one_hot_foreground(cases: Cases) -> Tensor:
-    return torch.cat([(cases.labels == label).float() for label in LABELS], 1)
 
 
 FIGURES = {

@@ -99,7 +99,7 @@ def identity(cell: Cell, bench: Bench) -> dict[str, Any]:
     """What a cell's figures depend on besides the code that measures them."""
     return {
         "subset": bench.subset,
-        "generator": bench.weights_hash if cell.of_generator else None,
+        "generator": bench.generator_hash if cell.of_generator else None,
         "segmenter": bench.segmenter_hash,
         "steps": bench.steps,
         "pairs": bench.pairs if cell.of_generator else None,

@@ -174,7 +174,7 @@ def _parameters(
     """The parameters with the card's defaults filled in."""
     defaults = generator.card.defaults
     steps = defaults.steps if steps is None else steps
-    guidance = defaults.guidance if guidance is None else guidance
+    guidance = defaults.guidance_of(verb) if guidance is None else guidance
     if strength is not None and verb != "vary":
         raise DiffaugError(f"strength={strength} means nothing to {verb!r}: leave it out, or choose vary")
     if verb == "vary" and strength is None:

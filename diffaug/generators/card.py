@@ -79,12 +79,20 @@ class Networks(_Part):
 
 
 class Defaults(_Part):
-    """What the verbs use where the caller says nothing."""
+    """What the verbs use where the caller says nothing.
 
-    sampler: Literal["euler", "heun"] = "euler"
-    steps: int = Field(default=20, ge=1)
-    shift: float = Field(default=1.0, gt=0)
+    Chosen on the validation cases of `hippocampus-mr`: 12 steps of this rule end within 0.05 (image) and
+    0.07 (label) standard deviations of 100 steps of Heun's. 20 of Euler's miss by 0.13 and 0.14, 40 by 0.07
+    and 0.08, and contract the latents, so that sampled structures come out 1 to 3 % too small.
+    """
+
+    sampler: Literal["euler", "heun", "adams-bashforth"] = "adams-bashforth"
+    steps: int = Field(default=12, ge=1)
+    shift: float = Field(default=2.5, gt=0)
     guidance: float = Field(default=1.0, ge=0)
+    sample_guidance: float = Field(
+        default=2.0, ge=0, description="of sample, whose label map is made along with the image"
+    )
     strength: float = Field(default=0.5, ge=0, le=1)
     strength_range: tuple[float, float] = (0.2, 0.5)
 
@@ -94,6 +102,10 @@ class Defaults(_Part):
         if not 0 <= bounds[0] <= bounds[1] <= 1:
             raise ValueError(f"needs 0 <= low <= high <= 1, got {bounds}")
         return bounds
+
+    def guidance_of(self, verb: str) -> float:
+        """The weight of the label on the image that a verb uses unasked."""
+        return self.sample_guidance if verb == "sample" else self.guidance
 
 
 class Training(_Part):

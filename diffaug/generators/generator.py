@@ -169,7 +169,7 @@ class Generator:
         self._require("sample")
         if n < 1:
             raise DiffaugError(f"n must be at least 1, got {n}")
-        settings = self._settings(steps, guidance)
+        settings = self._settings("sample", steps, guidance)
         noise = self._noise(case_seeds(seed, n))
         images, labels = self._chunked(lambda i, l: self.model.sample(i, l, **settings), *noise)
         return Sample(self._typical(images), self._decode_label(labels), self.grid.affine)
@@ -195,7 +195,7 @@ class Generator:
             LabelError: for ids that the generator does not know, or a label map without foreground.
         """
         self._require("paint")
-        settings = self._settings(steps, guidance)
+        settings = self._settings("paint", steps, guidance)
         label = _check_label(label)
         affines = _affines(affine, len(label))
         cases = [
@@ -260,7 +260,7 @@ class Generator:
         strength = self.card.defaults.strength if strength is None else strength
         if not 0 <= strength <= 1:
             raise DiffaugError(f"strength must lie in [0, 1], got {strength}")
-        settings = self._settings(steps, guidance)
+        settings = self._settings("vary", steps, guidance)
         seeds = case_seeds(seed, len(image))
         cases = self._read(
             image, label, affine, label_mapping, allow_label_drift, [box] * len(image), intensity
@@ -313,7 +313,7 @@ class Generator:
             LabelError, DiffaugError: as for `vary`.
         """
         self._require("inpaint")
-        settings = self._settings(steps, guidance)
+        settings = self._settings("inpaint", steps, guidance)
         expected = (len(image), 1, *image.shape[2:])
         if mask.shape != expected:
             raise DiffaugError(f"mask must have shape {expected} like the image, got {tuple(mask.shape)}")
@@ -370,7 +370,7 @@ class Generator:
         """The generator's own opinion of the labels of an image: `(B, 1, I, J, K)` int16; background outside
         the grid."""
         self._require("segment")
-        settings = self._settings(steps, None)
+        settings = self._settings("segment", steps, None)
         settings.pop("guidance")
         _, label_noise = self._noise(case_seeds(seed, len(image)))
         cases = self._read(image, None, affine, None, True, [box] * len(image))
@@ -410,10 +410,10 @@ class Generator:
         if verb not in self.verbs:
             raise VerbError(f"{self.name} has no verb {verb!r}; it has {', '.join(sorted(self.verbs))}")
 
-    def _settings(self, steps: int | None, guidance: float | None) -> dict[str, Any]:
+    def _settings(self, verb: str, steps: int | None, guidance: float | None) -> dict[str, Any]:
         defaults = self.card.defaults
         steps = defaults.steps if steps is None else steps
-        guidance = defaults.guidance if guidance is None else guidance
+        guidance = defaults.guidance_of(verb) if guidance is None else guidance
         if steps < 1:
             raise DiffaugError(f"steps must be at least 1, got {steps}")
         if guidance < 0:

@@ -28,8 +28,8 @@ CACHED_LATENTS = 9216
 ENCODING_COST = 0.5
 # Transformer tokens that two cores still sample in half a second.
 MOST_TOKENS = 1024
-# Peak bytes of autoencoder training per voxel of a batch, with a margin (measured: 2.1 GB at 8 x 40 x 56 x
-# 40).
+# Peak bytes of autoencoder training per voxel of a batch, with a margin (measured: 2.1 GB for 8 volumes of
+# 40 x 56 x 40).
 BYTES_PER_VOXEL = 4000
 
 

@@ -121,7 +121,7 @@ def make_parameters(
         "verb": "vary",
         "strength": float(strength),
         "steps": defaults.steps if steps is None else int(steps),
-        "guidance": defaults.guidance if guidance is None else float(guidance),
+        "guidance": defaults.guidance_of("vary") if guidance is None else float(guidance),
         "seed": int(seed),
     }
 

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from diffaug.errors import DiffaugError
-from diffaug.generators.samplers import SAMPLERS, add_noise, euler, heun, keep_outside, noise_levels
+from diffaug.generators.samplers import (
+    SAMPLERS,
+    adams_bashforth,
+    add_noise,
+    euler,
+    heun,
+    keep_outside,
+    noise_levels,
+)
 
 MEAN, DEVIATION = 2.0, 0.4
 
@@ -35,7 +43,7 @@ def largest_error(sampler: Callable[..., Tensor], steps: int, start: float, shif
     return float((found - exact(x, start)).abs().max())
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(euler, 1), (heun, 2)])
+@pytest.mark.parametrize(("sampler", "order"), [(euler, 1), (heun, 2), (adams_bashforth, 2)])
 @pytest.mark.parametrize("start", [1.0, 0.6])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_error_falls_with_the_order_of_the_sampler(
@@ -73,7 +81,7 @@ def test_a_weak_variation_stays_near_its_start_and_keeps_the_distribution(
     assert kept[0] > 0.9
 
 
-@pytest.mark.parametrize(("sampler", "calls"), [(euler, 5), (heun, 10)])
+@pytest.mark.parametrize(("sampler", "calls"), [(euler, 5), (heun, 10), (adams_bashforth, 5)])
 def test_number_of_evaluations(sampler: Callable[..., Tensor], calls: int) -> None:
     seen: list[float] = []
 
