@@ -56,7 +56,7 @@ def main() -> None:
         default=[""],
         help=f"figures ({', '.join(FIGURES)}) or beginnings of cell names",
     )
-    parser.add_argument("--steps", type=int, default=1000, help="training steps of a segmenter")
+    parser.add_argument("--steps", type=int, default=12000, help="training steps of a segmenter")
     parser.add_argument("--pairs", type=int, default=500, help="number of sampled pairs")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions of each training")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -25,7 +25,7 @@ class Segmenter(nn.Module):
     `(B, classes, I, J, K)`.
     """
 
-    def __init__(self, channels: int, classes: int, widths: tuple[int, int, int] = (32, 64, 128)) -> None:
+    def __init__(self, channels: int, classes: int, widths: tuple[int, int, int] = (16, 32, 64)) -> None:
         super().__init__()
         fine, middle, coarse = widths
         self.stem = conv3(8 * channels, fine)
@@ -76,7 +76,7 @@ def fit_segmenter(
     seed: int,
     classes: int | None = None,
     start: Segmenter | None = None,
-    batch: int = 4,
+    batch: int = 1,
     learning_rate: float = LEARNING_RATE,
     mirror_axis: int | None = None,
     on_step: Callable[[int, float], None] | None = None,
@@ -93,7 +93,8 @@ def fit_segmenter(
         seed: of the initial weights, the order of the cases and the augmentation.
         classes: number of labels, background included; one more than the largest label unless given.
         start: a segmenter whose weights are the initial ones; it is left as it is.
-        batch: cases per step; every case is drawn once before any is drawn again.
+        batch: cases per step; every case is drawn once before any is drawn again. On hippocampi, for the same
+            time, 2000 steps of one case reached a Dice of 0.864, 1000 of two 0.852, 500 of four 0.842.
         learning_rate: the largest one, of AdamW.
         mirror_axis: spatial axis (0, 1, 2) that is mirrored in half of the cases, or None.
         on_step: called with the step, from 1, and its loss.

@@ -1,0 +1,74 @@
+"""Augmentation of training cases: image and label move together, and keep what anatomy keeps."""
+
+import numpy as np
+import pytest
+
+from diffaug.training.augmentation import AugmentationConfig, Augmenter
+
+SHAPE, MARGIN = (24, 28, 24), 4
+CANVAS = tuple(size + 2 * MARGIN for size in SHAPE)
+STILL = {"rotation": 0, "scaling": 0, "stretching": 0, "shift": 0, "gamma": 0}
+
+
+def ellipsoid(halves: bool = True) -> np.ndarray:
+    """A label map on the canvas: label 1 in front of label 2, off the centre."""
+    axes = np.meshgrid(*[np.arange(size) - size / 2 + 0.5 for size in CANVAS], indexing="ij")
+    inside = sum(((x - c) / r) ** 2 for x, c, r in zip(axes, (1, -2, 0), (6, 9, 5), strict=True)) <= 1
+    return np.where(inside, np.where(axes[1] > -2, 1, 2) if halves else 1, 0).astype(np.uint8)
+
+
+def augment(seed: int = 0, **config: object) -> tuple[np.ndarray, np.ndarray]:
+    label = ellipsoid()
+    image = (label > 0).astype(np.float32)[None] * 1.6 - 0.8
+    moved, moved_label = Augmenter(AugmentationConfig(**(STILL | config)), SHAPE).draw(image, label, seed)
+    assert moved_label is not None
+    return moved, moved_label
+
+
+def test_nothing_moves_where_every_range_is_zero() -> None:
+    inner = tuple(slice(MARGIN, -MARGIN) for _ in range(3))
+    image, label = augment()
+    assert np.array_equal(label, ellipsoid()[inner])
+    assert np.allclose(image[0] > 0, label > 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rotations_and_shifts_keep_the_volume_of_each_label(seed: int) -> None:
+    _, label = augment(seed, rotation=15, shift=1.5)
+    assert not np.array_equal(label, augment()[1])
+    for value in (1, 2):
+        assert (label == value).sum() == pytest.approx((ellipsoid() == value).sum(), rel=0.015)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_image_and_label_move_together(seed: int) -> None:
+    image, label = augment(seed, rotation=15, shift=2, scaling=0.1, stretching=0.05)
+    overlap = ((image[0] > 0) & (label > 0)).sum() / ((image[0] > 0) | (label > 0)).sum()
+    assert overlap > 0.97
+
+
+def test_mirrors_only_where_told_to() -> None:
+    plain = augment()[1]
+    mirrored = [augment(seed, mirror_axes=(1,))[1] for seed in range(6)]
+    same = [np.array_equal(label, plain) for label in mirrored]
+    flipped = [np.array_equal(label, plain[:, ::-1]) for label in mirrored]
+    assert any(same) and any(flipped)
+    assert all(a != b for a, b in zip(same, flipped, strict=True))
+
+
+def test_gamma_changes_intensities_and_nothing_else() -> None:
+    image, label = augment(1, gamma=0.5)
+    assert np.array_equal(label, augment()[1])
+    assert not np.allclose(image, augment()[0])
+
+
+def test_a_seed_is_a_case() -> None:
+    config = AugmentationConfig()
+    label = ellipsoid()
+    image = np.random.default_rng(0).normal(0, 0.3, (1, *CANVAS)).astype(np.float32)
+    augmenter = Augmenter(config, SHAPE)
+    images, labels = augmenter.draw_batch([(image, label), (image, None), (image, label)], [7, 8, 7])
+    assert np.array_equal(images[0], images[2])
+    assert np.array_equal(labels[0], labels[2])
+    assert not np.array_equal(images[0], images[1])
+    assert not labels[1].any()
