@@ -4,7 +4,7 @@ import hashlib
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,23 @@ from diffaug.generators.seeds import case_seed
 from diffaug.zoo import load
 
 CLASSES = 3
+# Training steps of a segmenter: see the rows of the table with twice as many.
+STEPS = 12000
 # Sampled pairs are kept in files of this many, so that little is lost when a run is stopped.
 PAIRS_PER_FILE = 20
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement: its name, the function that makes it, and whether it depends on the generator."""
+    """One measurement: its name, the function that makes it, and what its figures depend on.
+
+    `of_generator` says whether they depend on the generator, `settings` holds constants of this cell alone.
+    """
 
     name: str
     measure: Callable[[], dict[str, Any]]
     of_generator: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 class Bench:

@@ -103,25 +103,26 @@ def few_labels(bench: Bench) -> list[Cell]:
     """
     cells = []
     fine_tuning = round(FINE_TUNING * bench.steps)
+    settings = {"fine_tuning_steps": fine_tuning, "fine_tuning_rate": FINE_TUNING_RATE}
 
     def add(seed: int, pretrained: bool) -> None:
         def measure() -> dict[str, Any]:
             cases = bench.train.draw(FEW_LABELS, seed, one_per_patient=True)
-            name = f"few-{FEW_LABELS}-seed{seed}-steps{bench.steps}"
+            name = f"few-{FEW_LABELS}-seed{seed}"
             if pretrained:
                 start = bench.segmenter("synthetic", bench.pairs, seed)
-                name = f"{name}-pretrained-{bench.pairs}-{bench.generator_hash}-rate{FINE_TUNING_RATE}"
-                model = bench.kept(
-                    name, cases, seed=seed, steps=fine_tuning, start=start, learning_rate=FINE_TUNING_RATE
-                )
+                name += f"-steps{bench.steps}-{bench.pairs}-{bench.generator_hash}"
+                name += f"-then{fine_tuning}-rate{FINE_TUNING_RATE}"
+                rate = FINE_TUNING_RATE
+                model = bench.kept(name, cases, seed=seed, steps=fine_tuning, start=start, learning_rate=rate)
             else:
-                model = bench.kept(f"{name}-scratch", cases, seed=seed, steps=bench.steps + fine_tuning)
+                steps = bench.steps + fine_tuning
+                model = bench.kept(f"{name}-scratch-steps{steps}", cases, seed=seed, steps=steps)
             scores = segmenter_dice(model, bench.held_out.images, bench.held_out.labels)
             return {**_who(bench.held_out), "labelled": list(cases.names), "dice": scores}
 
-        cells.append(
-            Cell(f"few_labels/{'pretrained' if pretrained else 'scratch'}-seed{seed}", measure, pretrained)
-        )
+        arm = "pretrained" if pretrained else "scratch"
+        cells.append(Cell(f"few_labels/{arm}-seed{seed}", measure, pretrained, settings))
 
     for seed in bench.seeds:
         add(seed, False)

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from bench import Bench, Cell, say
+from bench import STEPS, Bench, Cell, say
 from figures import FIGURES
 from report import write_report
 
@@ -56,7 +56,7 @@ def main() -> None:
         default=[""],
         help=f"figures ({', '.join(FIGURES)}) or beginnings of cell names",
     )
-    parser.add_argument("--steps", type=int, default=12000, help="training steps of a segmenter")
+    parser.add_argument("--steps", type=int, default=STEPS, help="training steps of a segmenter")
     parser.add_argument("--pairs", type=int, default=500, help="number of sampled pairs")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions of each training")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -103,6 +103,7 @@ def identity(cell: Cell, bench: Bench) -> dict[str, Any]:
         "segmenter": bench.segmenter_hash,
         "steps": bench.steps,
         "pairs": bench.pairs if cell.of_generator else None,
+        **cell.settings,
     }
 
 

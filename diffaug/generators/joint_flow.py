@@ -20,10 +20,6 @@ from diffaug.generators.hardware import has_bfloat16
 from diffaug.generators.samplers import SAMPLERS, Projection, Velocity, add_noise, keep_outside, noise_levels
 
 WEIGHTS = "joint_flow.safetensors"
-# Guidance acts up to this noise level: above, it costs diversity for nothing (Kynkaanniemi et al. 2024).
-# Here a segmenter trained on 200 samples reached the same Dice (0.865) with weight 2 below as with weight 1.5
-# everywhere (0.864; without guidance 0.859), at two thirds of the evaluations.
-GUIDED_BELOW = 0.7
 
 
 class JointFlow(nn.Module):
@@ -83,7 +79,7 @@ class JointFlow(nn.Module):
         def velocity(x: Tensor, level: float) -> Tensor:
             image, label = x[:, :channels], x[:, channels:]
             image_velocity, label_velocity = self._velocities(image, label, level, level)
-            if guidance != 1.0 and level <= GUIDED_BELOW and label.shape[1]:
+            if guidance != 1.0 and label.shape[1]:
                 free, _ = self._velocities(image, label_noise, level, 1.0)
                 image_velocity = free + guidance * (image_velocity - free)
             return torch.cat([image_velocity, label_velocity], dim=1)
@@ -137,7 +133,7 @@ class JointFlow(nn.Module):
             if label is None or not label.shape[1]:
                 return self._velocities(x, label_noise, level, 1.0)[0]
             guided, _ = self._velocities(x, label, level, 0.0)
-            if guidance != 1.0 and level <= GUIDED_BELOW:
+            if guidance != 1.0:
                 free, _ = self._velocities(x, label_noise, level, 1.0)
                 guided = free + guidance * (guided - free)
             return guided

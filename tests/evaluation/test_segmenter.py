@@ -35,7 +35,7 @@ def bright_boxes(count: int, seed: int, channels: int = 1) -> tuple[Tensor, Tens
 @pytest.fixture(scope="module")
 def trained() -> Segmenter:
     images, labels = bright_boxes(12, seed=0)
-    return fit_segmenter(standardise(images), labels, steps=60, seed=0)
+    return fit_segmenter(standardise(images), labels, steps=60, seed=0, batch=4)
 
 
 def test_it_learns_to_tell_bright_from_dark_boxes(trained: Segmenter) -> None:
