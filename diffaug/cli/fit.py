@@ -66,8 +66,11 @@ def fit(
         ),
     ] = None,
     budget: Annotated[
-        str, typer.Option(metavar="DURATION", help="Training time to plan for, such as 90m or 1d12h.")
-    ] = "4h",
+        str | None,
+        typer.Option(
+            metavar="DURATION", help="Training time to plan for, such as 90m or 1d12h.", show_default="4h"
+        ),
+    ] = None,
     plan: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Train by this (edited) plan.json.")
     ] = None,
@@ -102,7 +105,7 @@ def fit(
         read_dataset(dataset, images=images, labels=labels, split=split, patients=patients),
         output,
         name=name,
-        budget=parse_duration(budget),
+        budget=None if budget is None else parse_duration(budget),
         plan=plan,
         dry_run=dry_run,
         init=init,

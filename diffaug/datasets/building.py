@@ -412,8 +412,9 @@ class _Builder:
             for index, label in zip(batch, sample.label, strict=True):
                 if not label.any():
                     raise DiffaugError(
-                        f"{generator.name} made a label map without any structure ({self.names[index]}): it "
-                        "has not learned its labels; look at the figures on its card, and train it longer"
+                        f"{generator.name} made a label map without any structure ({self.names[index]}): a "
+                        "generator that has learned its labels does not; look at the figures on its card and "
+                        "train it longer (or, where this is rare, build with another seed)"
                     )
             pairs = zip(sample.image.numpy(), sample.label.numpy(), strict=True)
             return [_Made(image, label[0], sample.affine, None) for image, label in pairs]

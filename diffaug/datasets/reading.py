@@ -121,7 +121,7 @@ def read_dataset(
         label_folder = None if labels is None else _locate(root, labels)
         found = _read_folders(root, _locate(root, images), label_folder, description, problems)
     elif labels is not None:
-        raise DatasetError([f"labels {labels} without images: name the folder of the images, too (--images)"])
+        raise DatasetError([f"labels {labels} without images: name the folder of the images, too"])
     elif "channel_names" in description or "file_ending" in description:
         found = _read_nnunet(root, description, problems)
     elif "training" in description:
@@ -274,8 +274,8 @@ def _folder_pair(root: Path, described: bool) -> tuple[Path, Path]:
     raise DatasetError(
         [
             f"{root} has no layout that is known here: {reason}. It holds: {found or 'nothing'}. Name two "
-            "folders with images and labels (--images imagesTr --labels labelsTr; equal file names, labels "
-            "may be left out)"
+            "folders with images and labels (diffaug fit --images imagesTr --labels labelsTr; equal file "
+            "names, labels may be left out)"
         ]
     )
 
@@ -447,7 +447,7 @@ def _named_path(root: Path, entry: Any, where: str, problems: list[str]) -> Path
     if not inside:
         problems.append(
             f"{where} is {entry!r}, which leads out of the dataset's folder: move the file into it, or name "
-            "the folders yourself (--images, --labels)"
+            "the folders yourself (diffaug fit --images ... --labels ...)"
         )
         return None
     return path

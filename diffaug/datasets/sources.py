@@ -21,14 +21,9 @@ from diffaug.datasets.volumes import (
 )
 from diffaug.errors import DatasetError, LabelError
 from diffaug.files import sha256_file
-from diffaug.generators.generator import Generator
+from diffaug.generators.generator import MOST_CUT, Generator
 from diffaug.generators.grid import Box, Grid, place
 from diffaug.generators.intensity import IntensityMap, fit_intensity_map
-
-# A source whose label has more than this share beyond the generator's grid shows another structure than the
-# generator's, or several of them. Less is what an unusually large structure or stray voxels cost; these are
-# cut off together with the image.
-MOST_CUT = 0.2
 
 
 class Source(NamedTuple):
@@ -76,7 +71,13 @@ def find_sources(verb: Verb, folder: Path | str | None, count: int, channels: Se
     if not folder.is_dir():
         raise DatasetError([f"{folder} is not a folder: give the folder of the source"])
     if verb == "paint":
-        found, dataset = _label_maps(folder), _dataset_of(folder)
+        dataset = _dataset_of(folder)
+        # Only the label map is used; a dataset knows its case by the image's name.
+        found = (
+            [replace(case, images=()) for case in dataset.cases if case.label and case.label.parent == folder]
+            if dataset
+            else _label_maps(folder)
+        )
     else:
         dataset = read_dataset(folder)
         found = list(dataset.cases)
@@ -84,6 +85,8 @@ def find_sources(verb: Verb, folder: Path | str | None, count: int, channels: Se
     subset: Literal["train"] | None = "train" if dataset and dataset.split else None
     if dataset and dataset.split:
         found = [case for case in found if case.name in dataset.split["train"]]
+    if not found:
+        raise DatasetError([f"{folder} has no case {'of the training split' if subset else 'to use'}"])
     found = found[:count]
     if verb == "vary" and dataset is not None:
         _check_labelled(dataset, found, channels)
@@ -134,14 +137,26 @@ def _label_maps(folder: Path) -> list[CaseFiles]:
 
 
 def _dataset_of(labels: Path) -> Dataset | None:
-    """The dataset that a folder of label maps belongs to, if the folder above it describes one."""
-    if not (labels.parent / "dataset.json").is_file():
+    """The dataset that a folder of label maps belongs to, where the folder above it describes one.
+
+    Raises:
+        DatasetError: the dataset cannot be read, or it has a split that says nothing of these label maps, so
+            that held-out ones could be among them.
+    """
+    root = labels.parent
+    if not any((root / name).is_file() for name in ("dataset.json", "splits.json")):
         return None
-    try:
-        dataset = read_dataset(labels.parent)
-    except DatasetError:
-        return None
-    return dataset if any(case.label and case.label.parent == labels for case in dataset.cases) else None
+    dataset = read_dataset(root)
+    if any(case.label and case.label.parent == labels for case in dataset.cases):
+        return dataset
+    if dataset.split is not None:
+        raise DatasetError(
+            [
+                f"{labels} holds no label map of the cases that the split of {root} names: give the folder "
+                "of its training label maps, or copy these out of the dataset if they may be used"
+            ]
+        )
+    return None
 
 
 def _check_labelled(dataset: Dataset, cases: Sequence[CaseFiles], channels: Sequence[str]) -> None:

@@ -58,10 +58,6 @@ class LoadedCase(NamedTuple):
     affine: np.ndarray
 
 
-# Name, images and label of a case whose patient is not yet known.
-_Case = tuple[str, tuple[Path, ...], Path | None]
-
-
 class Volume(NamedTuple):
     """What a NIfTI file holds.
 

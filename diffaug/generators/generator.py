@@ -26,8 +26,9 @@ from diffaug.generators.seeds import case_seeds, gaussian_noise
 # cores: 19 ms a denoiser step against 16 ms in batches of 8.
 CPU_CHUNK = 1
 GPU_CHUNK = 8
-# A label with a smaller share on the grid shows another structure than the generator's, or several of them.
-LEAST_COVERED = 1 / 3
+# A label with a larger share beyond the grid shows another structure than the generator's, or several. Less
+# is what an unusually large structure or stray voxels cost.
+MOST_CUT = 0.2
 # Voxels over which inpainted content fades into the untouched image, inside the mask.
 INPAINT_RIM = 2
 
@@ -249,7 +250,9 @@ class Generator:
             allow_label_drift: vary without conditioning on a label; the anatomy may move.
             residual: False gives the plain decode D(z') instead, which does not carry the scan's own noise
                 (for data that leave the house). It needs a volume that the grid covers.
-            intensity: where `image` holds crops, `fit_intensity_map` of the whole volumes they come from.
+            intensity: one map for each image instead of those of the images themselves: `fit_intensity_map`
+                of the whole scans where `image` holds crops of them, or of a region around the structure
+                where the contrast of the whole scan is not what the generator knows.
 
         Raises:
             LabelError: the label is missing, or the generator knows none, and drift is not allowed; or it
@@ -460,8 +463,11 @@ class Generator:
                 raise LabelError(f"label {tuple(label.shape)} does not match image {tuple(image.shape)}")
         if intensity is None:
             intensity = [fit_intensity_map(row, self.card.intensity) for row in image]
-        elif len(intensity) != len(image):
-            raise DiffaugError(f"{len(intensity)} intensity maps were given for {len(image)} cases")
+        elif isinstance(intensity, IntensityMap) or len(intensity) != len(image):
+            count = 1 if isinstance(intensity, IntensityMap) else len(intensity)
+            raise DiffaugError(f"intensity needs a list of {len(image)} maps, one a case; got {count}")
+        # A map of a region must not raise what is darker elsewhere in the volume.
+        intensity = [m.with_floor_of(row) for m, row in zip(intensity, image, strict=True)]
         cases = []
         for n, (a, box) in enumerate(zip(_affines(affine, len(image)), boxes, strict=True)):
             row = None if label is None else label[n]
@@ -489,11 +495,12 @@ class Generator:
         placement = place(self.grid, shape, affine, foreground=foreground[0], box=box)
         total = int(foreground.sum())
         cut = total - int(placement.take(foreground, placement.window()).sum())
-        if box is None and cut > (1 - LEAST_COVERED) * total:
+        if box is None and cut > MOST_CUT * total:
             size = " x ".join(f"{n * s:.0f}" for n, s in zip(self.grid.shape, self.grid.spacing, strict=True))
             raise VerbError(
                 f"{cut} of the label's {total} voxels lie outside the {size} mm that {self.name} makes: keep "
-                "one structure in the label map, or give its box=((i0, i1), (j0, j1), (k0, k1)) in voxels"
+                "one structure in the label map, or call the verb with box=((i0, i1), (j0, j1), (k0, k1)) in "
+                "voxels around it"
             )
         return _Case(placement, one_hot=placement.label_to_grid(indices, self.vocabulary.spread))
 

@@ -1,6 +1,6 @@
 """Intensity conventions: from a volume's own units to about [-1, 1] and back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -67,13 +67,18 @@ class IntensityMap:
         """A difference of two volumes `(..., C, I, J, K)` in network units to data units, float64."""
         return difference.double() / 2 * _spatial(self.high - self.low)
 
+    def with_floor_of(self, volume: Tensor) -> "IntensityMap":
+        """This map with a floor that nothing in the volume `(C, I, J, K)` lies below."""
+        smallest = volume.flatten(1).amin(1).to(self.floor)
+        return replace(self, floor=torch.minimum(self.floor, smallest))
+
     def bound(self, volume: Tensor) -> Tensor:
         """`(..., C, I, J, K)` in data units, raised to `floor` where it is lower."""
         return torch.maximum(volume, _spatial(self.floor))
 
 
 def fit_intensity_map(volume: Tensor, convention: IntensityConvention) -> IntensityMap:
-    """The intensity map of the whole volume `(C, I, J, K)` of any real dtype (never of a patch of it)."""
+    """The intensity map of the whole volume `(C, I, J, K)` of any real dtype, not of a random patch of it."""
     lows, highs, floors = [], [], []
     for index, channel in enumerate(volume):
         values = _array(channel)

@@ -30,11 +30,12 @@ from diffaug.zoo import load
 # Share of the patients that is held out where no split file says which.
 HELD_OUT = 0.1
 PRIVATE = "private"
+DEFAULT_BUDGET = 4 * 3600.0
 # Dice of label round trips or of `segment` below which a generator makes labels that are worth nothing.
 USELESS = 0.5
 _README = """Stays with you: this folder holds your scans (canvases, latents), checkpoints, and
 training_scans.json, the salted hashes by which diffaug recognises the scans that trained this generator.
-Share the folder above without it.
+The folder above may be shared without it, once you have examined what the generator makes.
 """
 
 
@@ -53,7 +54,7 @@ def fit_generator(
     output: Path,
     *,
     name: str | None = None,
-    budget: float = 4 * 3600.0,
+    budget: float | None = None,
     plan: Path | None = None,
     dry_run: bool = False,
     init: Path | str | None = None,
@@ -69,13 +70,13 @@ def fit_generator(
             split a tenth of the patients is held out.
         output: folder of the generator. `private/` in it holds everything that must not be shared, among it
             the checkpoints that an interrupted fit continues from.
-        budget: seconds of training to plan for. It fixes numbers of iterations; nothing depends on the clock
-            later.
+        budget: seconds of training to plan for, 4 hours unless given. It fixes numbers of iterations; nothing
+            depends on the clock later. Part of the plan, as name, mirror_axes, seed and init are.
         plan: a plan file to train by instead.
         init: name or folder of a generator to start from.
-        name, mirror_axes, seed: parts of the plan; given beside a plan that says otherwise they are an error.
-            Default: the output folder's name, none, and 0. mirror_axes are grid axes (0 left-right, 1
-            posterior-anterior, 2 inferior-superior) along which a mirrored case is still a plausible one.
+        name, mirror_axes, seed: given beside a plan that says otherwise they are an error. Default: the
+            output folder's name, none, and 0. mirror_axes are grid axes (0 left-right, 1 posterior-anterior,
+            2 inferior-superior) along which a mirrored case is still a plausible one.
         device: "cpu" keeps a GPU out of it; otherwise accelerate's choice (the GPU where there is one).
 
     Raises:
@@ -85,17 +86,22 @@ def fit_generator(
     progress = progress or Progress()
     accelerator = make_accelerator(device)
     private = output / PRIVATE
+    start = load(init) if init is not None else None
     saved_plan, asked_plan = output / "plan.json", read_plan(plan) if plan else None
+    if asked_plan is not None and asked_plan.init is None and start is not None:
+        asked_plan = asked_plan.model_copy(update={"init": start.weights_hash})
+    if (output / "card.json").exists() and not (private / "files.json").exists():
+        raise DiffaugError(f"{output} holds a generator that was not fitted there: give another --output")
     settled = read_plan(saved_plan) if saved_plan.exists() and not dry_run else asked_plan
     if settled is not None:
         _refuse_other_plan(settled, asked_plan, saved_plan)
-        _refuse_other_options(settled, name=name, mirror_axes=mirror_axes, seed=seed)
+        _refuse_other_options(settled, name=name, mirror_axes=mirror_axes, seed=seed, budget=budget)
+        _check_start(settled, start)
     subsets = split_cases(dataset, settled.seed if settled else seed or 0)
     with progress.task("checking cases", total=len(dataset.cases)) as task:
         check_dataset(dataset, lambda _: task.advance())
     if not dataset.patients_given:
         progress.note("No patient table was given: each case is taken for its own patient.")
-    start = load(init) if init is not None else None
 
     if settled is None:
         fingerprint = _fingerprint(dataset, subsets, private, progress, keep=not dry_run)
@@ -104,17 +110,22 @@ def fit_generator(
             fingerprint=fingerprint,
             channels=dataset.channels,
             labels=dataset.labels,
-            budget=budget,
+            budget=DEFAULT_BUDGET if budget is None else budget,
             mirror_axes=mirror_axes or (),
             seed=seed or 0,
             accelerator=accelerator,
-            init=start.card if start else None,
+            init=start,
         )
     _check_plan(settled, dataset)
     if settled.autoencoder_training.steps == 0 and start is None:
         raise DiffaugError("autoencoder_training.steps is 0: say with init whose autoencoders to keep")
     if dry_run:
         return settled
+
+    if (output / "card.json").exists():
+        _check_same_scans(private / "files.json", subsets)
+        progress.note(f"{output} is complete already: nothing to do")
+        return Generator.load(output)
 
     if accelerator.is_main_process:
         private.mkdir(parents=True, exist_ok=True)
@@ -126,9 +137,6 @@ def fit_generator(
         if not sidecar.exists():
             atomic_write_json(sidecar, record_training_scans(subsets.train, progress))
     accelerator.wait_for_everyone()
-    if (output / "card.json").exists():
-        progress.note(f"{output} is complete already: nothing to do")
-        return Generator.load(output)
 
     training = make_canvases(settled, subsets.train, private / "training", progress)
     validation = make_canvases(settled, subsets.validation, private / "validation", progress)
@@ -280,7 +288,12 @@ def _refuse_other_plan(settled: Plan, asked: Plan | None, file: Path) -> None:
 
 
 def _refuse_other_options(settled: Plan, **given: Any) -> None:
-    own = {"name": settled.name, "mirror_axes": settled.augmentation.mirror_axes, "seed": settled.seed}
+    own = {
+        "name": settled.name,
+        "mirror_axes": settled.augmentation.mirror_axes,
+        "seed": settled.seed,
+        "budget": settled.budget,
+    }
     if wrong := {key: value for key, value in given.items() if value is not None and value != own[key]}:
         lines = [f"  {key}: {own[key]!r} in the plan, {value!r} given" for key, value in wrong.items()]
         raise DiffaugError(
@@ -290,6 +303,28 @@ def _refuse_other_options(settled: Plan, **given: Any) -> None:
         )
 
 
+def _check_start(settled: Plan, start: Generator | None) -> None:
+    """The weights to start from are part of the plan, and have its networks."""
+    if settled.init is not None and start is None:
+        raise DiffaugError(
+            f"the plan starts from the weights {settled.init}: say with --init which generator that is"
+        )
+    if start is not None and settled.init != start.weights_hash:
+        planned = f"the weights {settled.init}" if settled.init else "random weights"
+        raise DiffaugError(
+            f"the plan starts from {planned}, {start.name} has {start.weights_hash}: leave --init out, or "
+            "use another --output"
+        )
+    if start is not None:
+        networks = start.card.networks
+        parts = ("image_autoencoder", "label_autoencoder", "denoiser")
+        if other := [part for part in parts if getattr(settled, part) != getattr(networks, part)]:
+            raise DiffaugError(
+                f"cannot start from {start.name}: its {', '.join(other)} is of another size than the plan's; "
+                "make the plan with --init, or leave --init out"
+            )
+
+
 def _tell(figures: dict[str, Any], progress: Progress) -> None:
     """Show the figures of a finished fit, and warn of one that is of no use."""
     for key, value in figures.items():
@@ -297,7 +332,8 @@ def _tell(figures: dict[str, Any], progress: Progress) -> None:
     if figures.get("label_round_trip_dice", 1) < USELESS or figures.get("segment_dice", 1) < USELESS:
         progress.note(
             f"Warning: a Dice below {USELESS} on validation cases: the generator has not learned its labels. "
-            "Train longer (a plan with more steps, or a larger --budget) before you build with it."
+            "Before you build with it train longer: in another --output, with more steps in the plan or a "
+            "larger --budget, perhaps with --init and this one's folder."
         )
 
 

@@ -72,6 +72,8 @@ class Plan(BaseModel):
     evaluate_every: int = Field(default=200, ge=1)
     checkpoint_every: int = Field(default=100, ge=1)
     seed: int = 0
+    budget: float | None = Field(default=None, description="seconds of training that were planned for")
+    init: str | None = Field(default=None, description="hash of the weights that the training starts from")
 
 
 def read_plan(path: Path) -> Plan:

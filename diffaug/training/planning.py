@@ -12,6 +12,7 @@ from diffaug.errors import DiffaugError
 from diffaug.generators.autoencoder import AutoencoderConfig
 from diffaug.generators.card import Card
 from diffaug.generators.denoiser import DenoiserConfig, JointDenoiser
+from diffaug.generators.generator import Generator
 from diffaug.generators.intensity import IntensityConvention
 from diffaug.training.augmentation import AugmentationConfig
 from diffaug.training.autoencoder import Autoencoders, image_loss, label_loss
@@ -43,24 +44,25 @@ def make_plan(
     mirror_axes: tuple[int, ...],
     seed: int,
     accelerator: Accelerator,
-    init: Card | None = None,
+    init: Generator | None = None,
 ) -> Plan:
     """Choose grid, networks, batches and iterations.
 
     Args:
         budget: seconds of training that the user grants; becomes a number of iterations by timing a few here
             and now.
-        init: card of the generator to start from: its grid, intensity convention and networks are kept.
+        init: the generator to start from: its grid, intensity convention and networks are kept.
 
     Raises:
         DiffaugError: for a dataset or budget that no plan fits.
     """
     if init is not None:
-        _check_init(init, channels, labels)
-        grid = GridPlan(orientation=init.grid.orientation, spacing=init.grid.spacing, shape=init.grid.shape)
-        intensity = init.intensity
-        image, label = init.networks.image_autoencoder, init.networks.label_autoencoder
-        denoiser = init.networks.denoiser
+        card = init.card
+        _check_init(card, channels, labels)
+        grid = GridPlan(orientation=card.grid.orientation, spacing=card.grid.spacing, shape=card.grid.shape)
+        intensity = card.intensity
+        image, label = card.networks.image_autoencoder, card.networks.label_autoencoder
+        denoiser = card.networks.denoiser
     else:
         intensity = plan_intensity(fingerprint, channels)
         spacing = fingerprint.spacing_median
@@ -95,6 +97,8 @@ def make_plan(
         autoencoder_training=AutoencoderTraining(steps=1, batch=batch),
         denoiser_training=DenoiserTraining(steps=1, rounds=1),
         seed=seed,
+        budget=budget,
+        init=init.weights_hash if init is not None else None,
     )
     autoencoder_seconds, denoiser_seconds = time_steps(draft, accelerator)
     autoencoder_steps = int(AUTOENCODER_SHARE * budget / autoencoder_seconds)

@@ -79,7 +79,7 @@ class RandomVariation(RandomTransform, _VariationTransform):
             folder the weights are loaded once per process, and the transform pickles small. An object is
             pickled with its weights; its histories replay while it lives, or where the zoo has its name.
         strength: range $(a, b)$ of the strength $s \sim \mathcal{U}(a, b)$ within [0, 1], or one number for
-            both; by default the card's range. 0 changes nothing, 1 keeps only the label.
+            both; by default the card's range. 0 changes nothing, at 1 only the label decides.
         p: probability that the transform is applied.
         steps: sampler steps for strength 1, at least 1; lower strengths take their share (default: card's).
         guidance: weight of the label on the image, 1 is none (default: card's).
@@ -144,7 +144,7 @@ class Variation(_VariationTransform):
     The arguments that are not explained here are those of `RandomVariation`.
 
     Args:
-        strength: noise level to start from, 0 (changes nothing) to 1 (keeps only the label).
+        strength: noise level to start from, 0 (changes nothing) to 1 (only the label decides).
         seed: of the noise, at least 0. Same seed, arguments, subject and machine: same bytes.
         weights_hash: the weights that the generator must have (as a history holds them); by default any, and
             from the first application on the same.

@@ -608,7 +608,7 @@ def test_a_crop_keeps_the_intensity_map_of_its_scan(tiny_generator: Generator, v
     cropped = image[part].contiguous(), label[part].contiguous(), corner
     torch.testing.assert_close(middle(run(*cropped, intensity=[whole])), expected, rtol=0, atol=1e-3)
     assert not torch.allclose(middle(run(*cropped)), expected, rtol=0, atol=1.0)
-    with pytest.raises(DiffaugError, match="2 intensity maps were given for 1 cases"):
+    with pytest.raises(DiffaugError, match="intensity needs a list of 1 maps, one a case; got 2"):
         run(*cropped, intensity=[whole, whole])
 
 

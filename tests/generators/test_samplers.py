@@ -94,6 +94,22 @@ def test_number_of_evaluations(sampler: Callable[..., Tensor], calls: int) -> No
     assert seen[0] == 1.0
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_two_slopes_are_extrapolated_over_unequal_steps(masked: bool) -> None:
+    """A velocity that grows with the level: every step but the first is exact, whatever its length."""
+    levels = [1.0, 0.9, 0.5, 0.2, 0.0]
+    x = torch.zeros(4)
+    mask = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    clean = torch.full((4,), 7.0)
+    project = keep_outside(clean, torch.zeros(4), mask) if masked else None
+    found = adams_bashforth(lambda x, level: torch.full_like(x, level), x, levels, project)
+    # Euler's first step is 1 * 0.1 long; from there on the integral of the level.
+    expected = -0.1 - 0.9**2 / 2
+    inside = mask > 0
+    assert torch.allclose(found[inside], torch.full((2,), expected))
+    assert torch.allclose(found[~inside], torch.full((2,), 7.0 if masked else expected))
+
+
 def test_one_euler_step_reaches_the_mean() -> None:
     """From pure noise the exact velocity is `noise - mean`, and a single step takes it off."""
     noise = torch.tensor([-1.0, 0.0, 2.0])

@@ -10,11 +10,11 @@ CANVAS = tuple(size + 2 * MARGIN for size in SHAPE)
 STILL = {"rotation": 0, "scaling": 0, "stretching": 0, "shift": 0, "gamma": 0}
 
 
-def ellipsoid(halves: bool = True) -> np.ndarray:
+def ellipsoid() -> np.ndarray:
     """A label map on the canvas: label 1 in front of label 2, off the centre."""
     axes = np.meshgrid(*[np.arange(size) - size / 2 + 0.5 for size in CANVAS], indexing="ij")
     inside = sum(((x - c) / r) ** 2 for x, c, r in zip(axes, (1, -2, 0), (6, 9, 5), strict=True)) <= 1
-    return np.where(inside, np.where(axes[1] > -2, 1, 2) if halves else 1, 0).astype(np.uint8)
+    return np.where(inside, np.where(axes[1] > -2, 1, 2), 0).astype(np.uint8)
 
 
 def augment(seed: int = 0, **config: object) -> tuple[np.ndarray, np.ndarray]:
@@ -32,12 +32,13 @@ def test_nothing_moves_where_every_range_is_zero() -> None:
     assert np.allclose(image[0] > 0, label > 0)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_rotations_and_shifts_keep_the_volume_of_each_label(seed: int) -> None:
-    _, label = augment(seed, rotation=15, shift=1.5)
-    assert not np.array_equal(label, augment()[1])
+def test_rotations_and_shifts_keep_the_volume_of_each_label() -> None:
+    """Linear interpolation would lose 1 to 2 % of these."""
+    moved = [augment(seed, rotation=15, shift=1.5)[1] for seed in range(5)]
+    assert not any(np.array_equal(label, augment()[1]) for label in moved)
     for value in (1, 2):
-        assert (label == value).sum() == pytest.approx((ellipsoid() == value).sum(), rel=0.015)
+        volume = np.mean([(label == value).sum() for label in moved])
+        assert volume == pytest.approx((ellipsoid() == value).sum(), rel=0.01)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,7 @@ def test_another_plan_for_the_same_folder_is_refused_with_the_difference(
         ({"name": "other"}, "name: 'blobs' in the plan, 'other' given"),
         ({"seed": 3}, "seed: 0"),
         ({"mirror_axes": (0,)}, "mirror_axes"),
+        ({"budget": 60.0}, "budget: None in the plan, 60.0 given"),
     ],
 )
 def test_options_that_the_plan_contradicts_are_refused(
@@ -95,6 +97,58 @@ def test_options_that_the_plan_contradicts_are_refused(
         with pytest.raises(DiffaugError, match=said):
             fit_generator(read_dataset(blobs), output, plan=plan, progress=QUIET, **given)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_same_options_are_accepted_again(fitted: Path, blobs: Path) -> None:
+    again = fit_generator(read_dataset(blobs), fitted, name="blobs", seed=0, mirror_axes=(), progress=QUIET)
+    assert isinstance(again, Generator)
+
+
+def test_a_generator_fitted_elsewhere_is_not_taken_for_a_finished_fit(
+    fitted: Path, blobs: Path, tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    shutil.copytree(fitted, shared, ignore=shutil.ignore_patterns("private"))
+    before = sorted(path.name for path in shared.iterdir())
+    with pytest.raises(DiffaugError, match="was not fitted there: give another --output"):
+        fit_generator(read_dataset(blobs), shared, progress=QUIET)
+    assert sorted(path.name for path in shared.iterdir()) == before
+
+
+def test_the_weights_to_start_from_are_part_of_the_plan(
+    fitted: Path, blobs: Path, plan_file: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "warm"
+    warm = fit_generator(read_dataset(blobs), output, plan=plan_file, init=fitted, progress=QUIET)
+    assert isinstance(warm, Generator)
+    start = Generator.load(fitted)
+    assert read_plan(output / "plan.json").init == warm.card.training.init == start.weights_hash
+    fit_generator(read_dataset(blobs), output, plan=plan_file, init=fitted, progress=QUIET)
+    with pytest.raises(DiffaugError, match="say with --init which generator that is"):
+        fit_generator(read_dataset(blobs), output, progress=QUIET)
+    with pytest.raises(DiffaugError, match="the plan starts from random weights"):
+        fit_generator(read_dataset(blobs), fitted, init=fitted, progress=QUIET)
+    with pytest.raises(
+        DiffaugError, match="its image_autoencoder, label_autoencoder, denoiser is of another"
+    ):
+        fit_generator(
+            read_dataset(blobs), tmp_path / "other", plan=plan_file, init="hippocampus-mr", progress=QUIET
+        )
+
+
+def test_a_validation_case_without_structure_is_left_out_of_the_figures(
+    plan_file: Path, tmp_path: Path
+) -> None:
+    folder = write_blobs(tmp_path / "Blobs", count=5)
+    names = sorted(case.name for case in read_dataset(folder).cases)
+    (folder / "splits.json").write_text(json.dumps({"train": names[2:], "validation": names[:2]}))
+    label = next(case.label for case in read_dataset(folder).cases if case.name == names[0])
+    assert label is not None
+    volume = nib.load(label)
+    nib.save(nib.Nifti1Image(np.zeros(volume.shape, np.uint8), volume.affine), label)
+    generator = fit_generator(read_dataset(folder), tmp_path / "fit", plan=plan_file, progress=QUIET)
+    assert isinstance(generator, Generator)
+    assert 0 <= generator.card.figures["segment_dice"] <= 1
 
 
 def test_a_generator_that_learned_nothing_is_called_so(
