@@ -463,11 +463,12 @@ class Generator:
                 raise LabelError(f"label {tuple(label.shape)} does not match image {tuple(image.shape)}")
         if intensity is None:
             intensity = [fit_intensity_map(row, self.card.intensity) for row in image]
-        elif isinstance(intensity, IntensityMap) or len(intensity) != len(image):
+        else:
             count = 1 if isinstance(intensity, IntensityMap) else len(intensity)
-            raise DiffaugError(f"intensity needs a list of {len(image)} maps, one a case; got {count}")
-        # A map of a region must not raise what is darker elsewhere in the volume.
-        intensity = [m.with_floor_of(row) for m, row in zip(intensity, image, strict=True)]
+            if isinstance(intensity, IntensityMap) or count != len(image):
+                raise DiffaugError(f"intensity needs a list of {len(image)} maps, one a case; got {count}")
+            # A map of a region must not raise what is darker elsewhere in the volume.
+            intensity = [m.with_floor_of(row) for m, row in zip(intensity, image, strict=True)]
         cases = []
         for n, (a, box) in enumerate(zip(_affines(affine, len(image)), boxes, strict=True)):
             row = None if label is None else label[n]

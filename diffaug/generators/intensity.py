@@ -69,7 +69,7 @@ class IntensityMap:
 
     def with_floor_of(self, volume: Tensor) -> "IntensityMap":
         """This map with a floor that nothing in the volume `(C, I, J, K)` lies below."""
-        smallest = volume.flatten(1).amin(1).to(self.floor)
+        smallest = self.floor.new_tensor([float(_array(channel).min()) for channel in volume])
         return replace(self, floor=torch.minimum(self.floor, smallest))
 
     def bound(self, volume: Tensor) -> Tensor:

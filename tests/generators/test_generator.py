@@ -373,7 +373,8 @@ def test_change_grows_with_strength(tiny_generator: Generator) -> None:
 def test_small_volumes_are_padded_and_cropped_back(
     tiny_generator: Generator, shape: tuple[int, int, int], affine: np.ndarray
 ) -> None:
-    image, label = torch.rand(1, 1, *shape) * 100, torch.ones(1, 1, *shape, dtype=torch.uint8)
+    image, label = torch.rand(1, 1, *shape) * 100, torch.zeros(1, 1, *shape, dtype=torch.uint8)
+    label[(..., *(slice(n // 4, n - n // 4) for n in shape))] = 1
     varied = tiny_generator.vary(image, label, affine, strength=0.7, steps=STEPS)
     assert varied.shape == image.shape
     assert torch.isfinite(varied).all()
@@ -608,6 +609,9 @@ def test_a_crop_keeps_the_intensity_map_of_its_scan(tiny_generator: Generator, v
     cropped = image[part].contiguous(), label[part].contiguous(), corner
     torch.testing.assert_close(middle(run(*cropped, intensity=[whole])), expected, rtol=0, atol=1e-3)
     assert not torch.allclose(middle(run(*cropped)), expected, rtol=0, atol=1.0)
+    # The whole scan on the scale of a region of it: voxels darker than that region stay as dark as they may.
+    region = fit_intensity_map(image[0][..., 6:10, 9:15, 6:10] + 50, tiny_generator.card.intensity)
+    assert run(image, label, SAME, intensity=[region]).min() < region.floor.min()
     with pytest.raises(DiffaugError, match="intensity needs a list of 1 maps, one a case; got 2"):
         run(*cropped, intensity=[whole, whole])
 
