@@ -27,7 +27,7 @@ from diffaug.evaluation.statistics import ks_statistic
 from diffaug.files import atomic_write_json
 from diffaug.generators.generator import Generator, Sample
 
-SAMPLES = 100
+SAMPLES = 60
 # Steps that stand for the exact flow, and the cases that it is computed for.
 EXACT = {"sampler": "adams-bashforth", "steps": 60, "shift": 2.0}
 EXACT_CASES = 8

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from diffaug.errors import LabelError
 
+# More different values than label maps of whole bodies have: an image was given for a label map.
+MOST_IDS = 256
+
 
 class Vocabulary:
     """The label ids a generator knows, background 0 first: `{0: "background", 1: "Anterior", ...}`."""
@@ -39,6 +42,11 @@ class Vocabulary:
                 f"label_mapping leads to {targets}, but the generator's vocabulary is {{{known}}}"
             )
         if unknown := [value for value in present if mapping.get(value, value) not in self.names]:
+            if len(present) > MOST_IDS:
+                raise LabelError(
+                    f"the label map holds {len(present)} different values: is it an image? The generator's "
+                    f"vocabulary is {{{known}}}"
+                )
             raise LabelError(
                 f"label id(s) {unknown} are not in the generator's vocabulary {{{known}}}; the label map "
                 f"holds {present}. Say which is which with label_mapping={{your id: generator id}}, for "

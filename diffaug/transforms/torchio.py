@@ -124,6 +124,8 @@ class RandomVariation(RandomTransform, _VariationTransform):
         card = card_of(generator)
         if "vary" not in card.verbs:
             raise VerbError(f"{card.name} has no verb 'vary'; it has {', '.join(sorted(card.verbs))}")
+        if wrong := sorted(set((label_mapping or {}).values()) - card.labels.keys()):
+            raise LabelError(f"label_mapping leads to {wrong}, but {card.name} has the labels {card.labels}")
         self.strength = strength_range(strength, card)
         self.p = p
         self.args_names = ["generator", "strength", "p", *SHARED_ARGUMENTS]

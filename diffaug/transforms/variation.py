@@ -93,10 +93,14 @@ def strength_range(strength: float | tuple[float, float] | None, card: Card) -> 
     """
     if strength is None:
         strength = card.defaults.strength_range
-    low, high = (strength, strength) if isinstance(strength, int | float) else strength
+    bounds = (strength, strength) if isinstance(strength, int | float) else strength
+    try:
+        low, high = map(float, bounds)
+    except (TypeError, ValueError):
+        low = high = float("nan")
     if not 0 <= low <= high <= 1:
-        raise ValueError(f"strength must be a number or a pair (low, high) within [0, 1], got {strength}")
-    return float(low), float(high)
+        raise ValueError(f"strength must be a number or a pair (low, high) within [0, 1], got {strength!r}")
+    return low, high
 
 
 def make_parameters(

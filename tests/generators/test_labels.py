@@ -90,3 +90,8 @@ def test_label_maps_of_fractions_are_refused(value: float) -> None:
 def test_from_scores_takes_the_largest() -> None:
     scores = torch.tensor(np.array([[0.1, 2.0], [0.3, -1.0], [0.2, 1.9]]), dtype=torch.float32)
     assert Vocabulary(NAMES).from_scores(scores.view(1, 3, 2, 1, 1)).flatten().tolist() == [3, 0]
+
+
+def test_an_image_in_place_of_a_label_map_is_called_so() -> None:
+    with pytest.raises(LabelError, match="holds 300 different values: is it an image"):
+        Vocabulary({0: "background", 1: "one"}).indices(torch.arange(300).view(1, 1, 3, 10, 10))

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -343,10 +344,13 @@ def test_strengths_are_in_range(
     assert len(set(strengths)) == (1 if low == high else 10)
 
 
-@pytest.mark.parametrize("strength", [-0.1, 1.2, (0.5, 0.2), (0.1, 1.1)])
-def test_strength_out_of_range_is_an_error(
-    tiny_generator_folder: Path, strength: float | tuple[float, float]
-) -> None:
+def test_a_mapping_to_unknown_labels_is_an_error_at_once(tiny_generator_folder: Path) -> None:
+    with pytest.raises(LabelError, match=r"label_mapping leads to \[7\], but tiny has the labels"):
+        RandomVariation(tiny_generator_folder, label_mapping={1: 7})
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.2, (0.5, 0.2), (0.1, 1.1), "high", (0.1, 0.2, 0.3), (None, 1)])
+def test_strength_out_of_range_is_an_error(tiny_generator_folder: Path, strength: Any) -> None:
     with pytest.raises(ValueError, match="strength must"):
         RandomVariation(tiny_generator_folder, strength=strength)
 
