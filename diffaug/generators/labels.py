@@ -22,6 +22,16 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def check_mapping(self, mapping: Mapping[int, int] | None) -> None:
+        """Raises LabelError unless `mapping`, the user's ids to the generator's, leads to known ids."""
+        if targets := sorted(set((mapping or {}).values()) - self.names.keys()):
+            raise LabelError(
+                f"label_mapping leads to {targets}, but the generator's vocabulary is {{{self}}}"
+            )
+
+    def __str__(self) -> str:
+        return ", ".join(f"{k}: {v}" for k, v in self.names.items())
+
     def indices(self, label: Tensor, mapping: Mapping[int, int] | None = None) -> Tensor:
         """Label map of integer ids to their places in `ids`, background 0: int16, of the same shape.
 
@@ -35,20 +45,16 @@ class Vocabulary:
         if not np.array_equal(found, np.round(found)) or not np.isfinite(found).all():
             raise LabelError("the label map holds values that are not integers: give integer label ids")
         present = [int(value) for value in found]
+        self.check_mapping(mapping)
         mapping = dict(mapping or {})
-        known = ", ".join(f"{k}: {v}" for k, v in self.names.items())
-        if targets := sorted(set(mapping.values()) - self.names.keys()):
-            raise LabelError(
-                f"label_mapping leads to {targets}, but the generator's vocabulary is {{{known}}}"
-            )
         if unknown := [value for value in present if mapping.get(value, value) not in self.names]:
             if len(present) > MOST_IDS:
                 raise LabelError(
                     f"the label map holds {len(present)} different values: is it an image? The generator's "
-                    f"vocabulary is {{{known}}}"
+                    f"vocabulary is {{{self}}}"
                 )
             raise LabelError(
-                f"label id(s) {unknown} are not in the generator's vocabulary {{{known}}}; the label map "
+                f"label id(s) {unknown} are not in the generator's vocabulary {{{self}}}; the label map "
                 f"holds {present}. Say which is which with label_mapping={{your id: generator id}}, for "
                 f"example {{{unknown[0]}: {self.ids[-1]}}} (0 is background)"
             )

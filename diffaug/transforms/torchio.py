@@ -19,6 +19,7 @@ from torch import Tensor
 from diffaug.errors import DiffaugError, ExtraError, LabelError, VerbError
 from diffaug.generators.card import Card
 from diffaug.generators.generator import Generator
+from diffaug.generators.labels import Vocabulary
 from diffaug.transforms.variation import (
     GeneratorLike,
     apply_parameters,
@@ -124,8 +125,7 @@ class RandomVariation(RandomTransform, _VariationTransform):
         card = card_of(generator)
         if "vary" not in card.verbs:
             raise VerbError(f"{card.name} has no verb 'vary'; it has {', '.join(sorted(card.verbs))}")
-        if wrong := sorted(set((label_mapping or {}).values()) - card.labels.keys()):
-            raise LabelError(f"label_mapping leads to {wrong}, but {card.name} has the labels {card.labels}")
+        Vocabulary(card.labels).check_mapping(label_mapping)
         self.strength = strength_range(strength, card)
         self.p = p
         self.args_names = ["generator", "strength", "p", *SHARED_ARGUMENTS]

@@ -345,7 +345,9 @@ def test_strengths_are_in_range(
 
 
 def test_a_mapping_to_unknown_labels_is_an_error_at_once(tiny_generator_folder: Path) -> None:
-    with pytest.raises(LabelError, match=r"label_mapping leads to \[7\], but tiny has the labels"):
+    with pytest.raises(
+        LabelError, match=r"label_mapping leads to \[7\], but the generator's vocabulary is \{0"
+    ):
         RandomVariation(tiny_generator_folder, label_mapping={1: 7})
 
 
