@@ -29,13 +29,14 @@ def make_tiny_generator(seed: int = 0, channels: int = 1, labels: dict[int, str]
     import torch
 
     from diffaug.generators.autoencoder import AutoencoderConfig
-    from diffaug.generators.card import VERBS, Card, CardGrid, Networks, Training
+    from diffaug.generators.card import Card, CardGrid, Training
     from diffaug.generators.denoiser import DenoiserConfig
     from diffaug.generators.intensity import IntensityConvention
     from diffaug.generators.joint_flow import JointFlow
+    from diffaug.generators.networks import VERBS, JointFlowNetworks
 
     labels = {0: "background", 1: "head", 2: "body"} if labels is None else labels
-    networks = Networks(
+    networks = JointFlowNetworks(
         image_autoencoder=AutoencoderConfig(
             channels=channels, latent_channels=4, downsampling=(4, 4, 4), widths=(8, 16), blocks=1
         ),

@@ -7,22 +7,22 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     PositiveFloat,
     PositiveInt,
     StringConstraints,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
 )
 
 from diffaug.errors import CardError
-from diffaug.generators.autoencoder import AutoencoderConfig
-from diffaug.generators.denoiser import DenoiserConfig
 from diffaug.generators.grid import Grid
 from diffaug.generators.intensity import IntensityConvention
+from diffaug.generators.networks import JointFlowNetworks, MedicalDiffusionNetworks
 
-VERBS = ("sample", "paint", "vary", "inpaint", "segment", "encode", "decode")
 Verb = Literal["sample", "paint", "vary", "inpaint", "segment", "encode", "decode"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -51,33 +51,6 @@ class CardGrid(_Part):
         return codes
 
 
-class Networks(_Part):
-    """Sizes of the joint-flow networks."""
-
-    image_autoencoder: AutoencoderConfig
-    label_autoencoder: AutoencoderConfig | None
-    denoiser: DenoiserConfig
-
-    @model_validator(mode="after")
-    def _fit_together(self) -> Self:
-        image, label, denoiser = self.image_autoencoder, self.label_autoencoder, self.denoiser
-        if denoiser.image_channels != image.latent_channels:
-            raise ValueError(
-                "the denoiser's image_channels differ from the image autoencoder's latent_channels"
-            )
-        if denoiser.label_channels != (label.latent_channels if label else 0):
-            raise ValueError(
-                "the denoiser's label_channels differ from the label autoencoder's latent_channels"
-            )
-        if label and label.downsampling != image.downsampling:
-            raise ValueError("the two autoencoders differ in their downsampling")
-        # What the networks' own sizes do not allow is an error here already, not when they are built.
-        for autoencoder in filter(None, (image, label)):
-            _ = autoencoder.levels
-        _ = denoiser.tokens
-        return self
-
-
 class Defaults(_Part):
     """What the verbs use where the caller says nothing.
 
@@ -85,7 +58,7 @@ class Defaults(_Part):
     `benchmarks/generator_quality/choose.py`; a card of another generator may say otherwise.
     """
 
-    sampler: Literal["euler", "heun", "adams-bashforth"] = "adams-bashforth"
+    sampler: str = "adams-bashforth"
     steps: int = Field(default=10, ge=1)
     shift: float = Field(default=3.0, gt=0)
     guidance: float = Field(default=1.0, ge=0)
@@ -122,14 +95,24 @@ class Training(_Part):
     init: str | None = Field(default=None, description="weight hash of the generator that it started from")
 
 
+def _architecture_of(networks: Any) -> str:
+    """Which networks a card holds: only joint-flow's have two autoencoders."""
+    found = networks if isinstance(networks, dict) else vars(networks)
+    return "joint-flow" if "image_autoencoder" in found else "medical-diffusion"
+
+
 class Card(_Part):
     """Everything a user or a program needs to know about a generator."""
 
     format: Literal[1] = 1
     name: Name
     description: str
-    architecture: Literal["joint-flow"] = "joint-flow"
-    networks: Networks
+    architecture: Literal["joint-flow", "medical-diffusion"] = "joint-flow"
+    networks: Annotated[
+        Annotated[JointFlowNetworks, Tag("joint-flow")]
+        | Annotated[MedicalDiffusionNetworks, Tag("medical-diffusion")],
+        Discriminator(_architecture_of),
+    ]
     grid: CardGrid
     extent: Literal["object", "patch"]
     channels: list[str] = Field(min_length=1)
@@ -148,25 +131,31 @@ class Card(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        image, label = self.networks.image_autoencoder, self.networks.label_autoencoder
-        if len(self.channels) != image.channels:
-            raise ValueError(f"{len(self.channels)} channel names for {image.channels} channels")
-        if len(self.intensity.typical) != image.channels:
+        networks, defaults = self.networks, self.defaults
+        if networks.architecture != self.architecture:
             raise ValueError(
-                f"intensity.typical has {len(self.intensity.typical)} entries for {image.channels} channels"
+                f"the architecture is {self.architecture}, the networks are those of {networks.architecture}"
             )
-        latent = zip(self.networks.denoiser.latent_shape, image.downsampling, strict=True)
-        if self.grid.shape != tuple(n * factor for n, factor in latent):
+        if len(self.channels) != networks.channels:
+            raise ValueError(f"{len(self.channels)} channel names for {networks.channels} channels")
+        if len(self.intensity.typical) != networks.channels:
             raise ValueError(
-                f"the grid's shape {self.grid.shape} is not the latent's "
-                f"{self.networks.denoiser.latent_shape} times the downsampling {image.downsampling}"
+                f"intensity.typical has {len(self.intensity.typical)} entries, not {networks.channels}"
             )
+        if self.grid.shape != networks.shape:
+            raise ValueError(f"the grid's shape {self.grid.shape} is not the networks' {networks.shape}")
         if self.labels and 0 not in self.labels:
             raise ValueError("labels must name the background, id 0")
-        if (label.channels if label else 0) != len(self.labels):
-            raise ValueError("the label autoencoder's channels differ from the number of labels")
-        if not self.labels and {"paint", "segment"} & set(self.verbs):
-            raise ValueError("the verbs paint and segment need labels")
+        if networks.classes != len(self.labels):
+            raise ValueError(f"{len(self.labels)} labels are named, the networks know {networks.classes}")
+        if beyond := sorted(set(self.verbs) - networks.verbs):
+            raise ValueError(f"these networks cannot {', '.join(beyond)}; they can {sorted(networks.verbs)}")
+        if defaults.sampler not in networks.samplers:
+            raise ValueError(
+                f"defaults.sampler is {defaults.sampler!r}; {self.architecture} has {networks.samplers}"
+            )
+        if networks.most_steps is not None and defaults.steps > networks.most_steps:
+            raise ValueError(f"defaults.steps is {defaults.steps}, the schedule has {networks.most_steps}")
         return self
 
     def to_grid(self) -> Grid:

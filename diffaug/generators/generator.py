@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from diffaug.errors import CardError, DiffaugError, LabelError, VerbError
 from diffaug.files import atomic_write_json, read_json, sha256_file
+from diffaug.generators.architectures import make_model
 from diffaug.generators.card import Card, card_json, read_card
 from diffaug.generators.grid import Box, Grid, Placement, Window, bounding_box, place
 from diffaug.generators.intensity import IntensityMap, fit_intensity_map, typical_map
-from diffaug.generators.joint_flow import JointFlow, latent_mask
 from diffaug.generators.labels import Vocabulary
-from diffaug.generators.seeds import case_seeds, gaussian_noise
+from diffaug.generators.model import Model, Sampling
+from diffaug.generators.seeds import CaseNoise, case_seeds
 
 # Networks always see this many cases at once, so that the bytes of a case do not depend on the batch it came
 # in (matrix products of different heights may sum in different orders). On a CPU one case already fills two
@@ -62,7 +63,7 @@ class Generator:
     gets its own, or one seed per case; the bytes of a case depend on its seed, not on the batch size.
     """
 
-    def __init__(self, card: Card, model: JointFlow, plan: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, card: Card, model: Model, plan: Mapping[str, Any] | None = None) -> None:
         self.card = card
         self.model = model
         self.grid: Grid = card.to_grid()
@@ -111,7 +112,8 @@ class Generator:
     def save(self, folder: Path | str) -> None:
         """Write `card.json`, `plan.json` and the weights to `folder`; the card is written last.
 
-        The generator goes on with the weights as written (rounded to float16): the ones that its hash names.
+        The generator goes on with the weights as written (joint-flow rounds them to float16): the ones that
+        its hash names.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +146,7 @@ class Generator:
                 )
         # Networks draw initial weights before they read theirs: the caller's random state must not notice.
         with torch.random.fork_rng(devices=[]):
-            model = JointFlow(card.networks)
+            model = make_model(card.networks)
         model.load_weights(folder, card.files)
         return cls(card, model, _read_plan(folder / "plan.json"))
 
@@ -158,6 +160,7 @@ class Generator:
         seed: int | Sequence[int] = 0,
         steps: int | None = None,
         guidance: float | None = None,
+        sampler: str | None = None,
     ) -> Sample:
         """Make `n` cases from nothing, on the generator's grid.
 
@@ -166,13 +169,14 @@ class Generator:
             seed: one integer, or `n` of them.
             steps: sampler steps, >= 1 (default: the card's).
             guidance: weight of the label on the image, 1 is none (Ho and Salimans 2022; default: the card's).
+            sampler: one of those that the architecture has (default: the card's). With another than the
+                card's, `steps` defaults to what is usual for it.
         """
         self._require("sample")
         if n < 1:
             raise DiffaugError(f"n must be at least 1, got {n}")
-        settings = self._settings("sample", steps, guidance)
-        noise = self._noise(case_seeds(seed, n))
-        images, labels = self._chunked(lambda i, l: self.model.sample(i, l, **settings), *noise)
+        sampling = self.sampling("sample", steps, guidance, sampler)
+        images, labels = self._sampled(lambda noise: self.model.sample(noise, sampling), case_seeds(seed, n))
         return Sample(self._typical(images), self._decode_label(labels), self.grid.affine)
 
     @torch.no_grad()
@@ -184,6 +188,7 @@ class Generator:
         seed: int | Sequence[int] = 0,
         steps: int | None = None,
         guidance: float | None = None,
+        sampler: str | None = None,
         label_mapping: Mapping[int, int] | None = None,
         box: Box | None = None,
     ) -> Tensor:
@@ -196,7 +201,7 @@ class Generator:
             LabelError: for ids that the generator does not know, or a label map without foreground.
         """
         self._require("paint")
-        settings = self._settings("paint", steps, guidance)
+        sampling = self.sampling("paint", steps, guidance, sampler)
         label = _check_label(label)
         affines = _affines(affine, len(label))
         cases = [
@@ -206,12 +211,10 @@ class Generator:
         for index, case in enumerate(cases):
             if case.one_hot is None or not bool(case.one_hot[:, 1:].any()):
                 raise LabelError(f"label map {index} of the batch shows no structure on the generator's grid")
-        image_noise, label_noise = self._noise(case_seeds(seed, len(label)))
-        painted = self._chunked(
-            lambda z, i, l: self.model.paint(z, i, l, **settings),
+        painted = self._sampled(
+            lambda noise, condition: self.model.paint(condition, noise, sampling),
+            case_seeds(seed, len(label)),
             self._conditions(cases),
-            image_noise,
-            label_noise,
         )[0]
         decoded = self._chunked(self.model.decode_image, painted)[0].cpu()
         intensity = typical_map(self.card.intensity)
@@ -233,6 +236,7 @@ class Generator:
         seed: int | Sequence[int] = 0,
         steps: int | None = None,
         guidance: float | None = None,
+        sampler: str | None = None,
         label_mapping: Mapping[int, int] | None = None,
         allow_label_drift: bool = False,
         residual: bool = True,
@@ -263,7 +267,7 @@ class Generator:
         strength = self.card.defaults.strength if strength is None else strength
         if not 0 <= strength <= 1:
             raise DiffaugError(f"strength must lie in [0, 1], got {strength}")
-        settings = self._settings("vary", steps, guidance)
+        sampling = self.sampling("vary", steps, guidance, sampler)
         seeds = case_seeds(seed, len(image))
         cases = self._read(
             image, label, affine, label_mapping, allow_label_drift, [box] * len(image), intensity
@@ -275,12 +279,10 @@ class Generator:
         clean = self._encode_images(cases)
         varied = clean
         if strength > 0:
-            image_noise, label_noise = self._noise(seeds)
-            varied = self._chunked(
-                lambda z, i, l, c: self.model.paint(c, i, l, start=(z, strength), **settings),
+            varied = self._sampled(
+                lambda noise, z, condition: self.model.vary(z, strength, condition, noise, sampling),
+                seeds,
                 clean,
-                image_noise,
-                label_noise,
                 self._conditions(cases),
             )[0]
         decoded = self._chunked(self.model.decode_image, varied)[0].to(image.device)
@@ -300,6 +302,7 @@ class Generator:
         seed: int | Sequence[int] = 0,
         steps: int | None = None,
         guidance: float | None = None,
+        sampler: str | None = None,
         label_mapping: Mapping[int, int] | None = None,
         allow_label_drift: bool = False,
         box: Box | None = None,
@@ -316,7 +319,7 @@ class Generator:
             LabelError, DiffaugError: as for `vary`.
         """
         self._require("inpaint")
-        settings = self._settings("inpaint", steps, guidance)
+        sampling = self.sampling("inpaint", steps, guidance, sampler)
         expected = (len(image), 1, *image.shape[2:])
         if mask.shape != expected:
             raise DiffaugError(f"mask must have shape {expected} like the image, got {tuple(mask.shape)}")
@@ -337,16 +340,12 @@ class Generator:
         grid_masks = torch.cat(
             [case.placement.to_grid(row[None]) for case, row in zip(cases, mask, strict=True)]
         )
-        downsampling = self.card.networks.image_autoencoder.downsampling
-        masks = latent_mask((grid_masks > 0).to(self.device), downsampling)
-        image_noise, label_noise = self._noise(seeds)
-        painted = self._chunked(
-            lambda z, i, l, c, m: self.model.paint(c, i, l, start=(z, 1.0), mask=m, **settings),
-            self._encode_images(cases),
-            image_noise,
-            label_noise,
+        painted = self._sampled(
+            lambda noise, x, region, condition: self.model.inpaint(x, region, condition, noise, sampling),
+            seeds,
+            self._on_grid(cases),
+            (grid_masks > 0).to(self.device),
             self._conditions(cases),
-            masks,
         )[0]
         decoded = self._chunked(self.model.decode_image, painted)[0].to(image.device)
         out = image.clone()
@@ -368,17 +367,18 @@ class Generator:
         *,
         seed: int | Sequence[int] = 0,
         steps: int | None = None,
+        sampler: str | None = None,
         box: Box | None = None,
     ) -> Tensor:
         """The generator's own opinion of the labels of an image: `(B, 1, I, J, K)` int16; background outside
         the grid."""
         self._require("segment")
-        settings = self._settings("segment", steps, None)
-        settings.pop("guidance")
-        _, label_noise = self._noise(case_seeds(seed, len(image)))
+        sampling = self.sampling("segment", steps, None, sampler)
         cases = self._read(image, None, affine, None, True, [box] * len(image))
-        latents = self._chunked(
-            lambda z, l: self.model.segment(z, l, **settings), self._encode_images(cases), label_noise
+        latents = self._sampled(
+            lambda noise, z: self.model.segment(z, noise, sampling),
+            case_seeds(seed, len(image)),
+            self._encode_images(cases),
         )[0]
         shares = self._chunked(self.model.decode_label, latents)[0].softmax(dim=1).to(image.device)
         out = torch.zeros((len(image), 1, *image.shape[2:]), dtype=torch.int16, device=image.device)
@@ -399,8 +399,7 @@ class Generator:
         """The image `(B, C, *grid.shape)` float32 of a latent, on the generator's grid, in the card's typical
         units."""
         self._require("decode")
-        config = self.card.networks.denoiser
-        expected = (config.image_channels, *config.latent_shape)
+        expected = self.model.image_latent
         if latent.shape[1:] != expected:
             raise DiffaugError(
                 f"a latent must have shape (B, {', '.join(map(str, expected))}), got {tuple(latent.shape)}"
@@ -413,15 +412,32 @@ class Generator:
         if verb not in self.verbs:
             raise VerbError(f"{self.name} has no verb {verb!r}; it has {', '.join(sorted(self.verbs))}")
 
-    def _settings(self, verb: str, steps: int | None, guidance: float | None) -> dict[str, Any]:
-        defaults = self.card.defaults
-        steps = defaults.steps if steps is None else steps
-        guidance = defaults.guidance_of(verb) if guidance is None else guidance
-        if steps < 1:
-            raise DiffaugError(f"steps must be at least 1, got {steps}")
-        if guidance < 0:
+    def sampling(self, verb: str, steps: int | None, guidance: float | None, sampler: str | None) -> Sampling:
+        """How a verb samples, with the card's defaults for what is None.
+
+        Raises:
+            DiffaugError: for a sampler that the architecture lacks, or numbers that it cannot work with.
+        """
+        defaults, networks = self.card.defaults, self.card.networks
+        if sampler is not None and sampler not in networks.samplers:
+            raise DiffaugError(
+                f"{networks.architecture} has no sampler {sampler!r}; it has {', '.join(networks.samplers)}"
+            )
+        if steps is None:
+            own = sampler is None or sampler == defaults.sampler
+            steps = defaults.steps if own else networks.steps_of(str(sampler), defaults.steps)
+        if steps < 1 or (networks.most_steps is not None and steps > networks.most_steps):
+            upper = "" if networks.most_steps is None else f" and at most {networks.most_steps}"
+            raise DiffaugError(f"steps must be at least 1{upper}, got {steps}")
+        if guidance is not None and not guidance >= 0:
             raise DiffaugError(f"guidance must be at least 0 (1 is none), got {guidance}")
-        return {"steps": steps, "guidance": guidance, "shift": defaults.shift, "sampler": defaults.sampler}
+        if guidance not in (None, 1.0) and not self.knows_labels:
+            raise DiffaugError(
+                f"{self.name} knows no labels that could guide it: leave guidance={guidance} out"
+            )
+        if guidance is None:
+            guidance = defaults.guidance_of(verb) if self.knows_labels else 1.0
+        return Sampling(sampler or defaults.sampler, steps, guidance, defaults.shift)
 
     def _read(
         self,
@@ -528,21 +544,17 @@ class Generator:
 
     # -- networks, always in chunks of one size --------------------------------------------------------------
 
-    def _noise(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        config = self.card.networks.denoiser
-        channels = config.image_channels + config.label_channels
-        noise = gaussian_noise(seeds, (channels, *config.latent_shape), self.device)
-        return noise[:, : config.image_channels], noise[:, config.image_channels :]
+    def _on_grid(self, cases: list[_Case]) -> Tensor:
+        return torch.cat([case.image for case in cases if case.image is not None]).to(self.device)
 
     def _encode_images(self, cases: list[_Case]) -> Tensor:
-        images = torch.cat([case.image for case in cases if case.image is not None]).to(self.device)
-        return self._chunked(self.model.encode_image, images)[0]
+        return self._chunked(self.model.encode_image, self._on_grid(cases))[0]
 
     def _conditions(self, cases: list[_Case]) -> Tensor:
         """Label latents of the cases, or tensors without channels where there is no label to condition on."""
         labels = [case.one_hot for case in cases if case.one_hot is not None]
         if not labels:
-            return torch.zeros(len(cases), 0, *self.card.networks.denoiser.latent_shape, device=self.device)
+            return torch.zeros(len(cases), 0, *self.model.image_latent[1:], device=self.device)
         return self._chunked(self.model.encode_label, torch.cat(labels).to(self.device))[0]
 
     def _typical(self, latents: Tensor) -> Tensor:
@@ -554,6 +566,13 @@ class Generator:
         if not self.knows_labels:
             return torch.zeros(len(latents), 1, *self.grid.shape, dtype=torch.int16)
         return self.vocabulary.from_scores(self._chunked(self.model.decode_label, latents)[0].cpu())
+
+    def _sampled(
+        self, function: Callable[..., Tensor | tuple[Tensor, ...]], seeds: Sequence[int], *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        """`function(noise, *inputs)` in chunks; each case has the noise of its seed."""
+        rows = torch.tensor(seeds, dtype=torch.int64)
+        return self._chunked(lambda s, *x: function(CaseNoise(s.tolist(), self.device), *x), rows, *inputs)
 
     def _chunked(
         self, function: Callable[..., Tensor | tuple[Tensor, ...]], *inputs: Tensor

@@ -1,61 +1,58 @@
 """The flagship architecture: two autoencoders and a joint flow-matching denoiser, as one model.
 
-All tensors here are on the grid and in network units; orientation, spacing, units and label ids are the
-Generator's business. Latents of image and label are `(B, Z, i, j, k)`.
+Latents of image and label are `(B, Z, i, j, k)`, axes as the grid's.
 """
 
-from collections.abc import Iterable
-from pathlib import Path
+from typing import ClassVar
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffaug.errors import CardError
-from diffaug.files import atomic_path
 from diffaug.generators.autoencoder import Autoencoder
-from diffaug.generators.card import Networks
 from diffaug.generators.denoiser import JointDenoiser
 from diffaug.generators.hardware import has_bfloat16
+from diffaug.generators.model import Model, Sampling, latent_mask
+from diffaug.generators.networks import JointFlowNetworks
 from diffaug.generators.samplers import SAMPLERS, Projection, Velocity, add_noise, keep_outside, noise_levels
+from diffaug.generators.seeds import CaseNoise
 
-WEIGHTS = "joint_flow.safetensors"
 
+class JointFlow(Model):
+    """Sampling, painting, varying, inpainting and segmenting in latent space."""
 
-class JointFlow(nn.Module):
-    """Sampling, painting, varying, inpainting and segmenting in latent space.
+    files: ClassVar[dict[str, str]] = {"joint_flow.safetensors": ""}
+    stored_as = torch.float16
 
-    `noise` arguments are standard normal tensors of the latent's shape: the caller draws them from seeds.
-    """
-
-    def __init__(self, networks: Networks) -> None:
+    def __init__(self, networks: JointFlowNetworks) -> None:
         super().__init__()
         self.image = Autoencoder(networks.image_autoencoder)
         self.label = Autoencoder(networks.label_autoencoder) if networks.label_autoencoder else None
         self.denoiser = JointDenoiser(networks.denoiser)
         self.eval().requires_grad_(False)
 
+    @property
+    def image_latent(self) -> tuple[int, ...]:
+        config = self.denoiser.config
+        return config.image_channels, *config.latent_shape
+
     # -- autoencoders ----------------------------------------------------------------------------------------
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Volume in network units to its latent."""
         with self._autocast(image):
             return self.image.encode(image).float()
 
     def decode_image(self, latent: Tensor) -> Tensor:
-        """Latent to a volume in network units."""
         with self._autocast(latent):
             return self.image.decode(latent).float()
 
     def encode_label(self, one_hot: Tensor) -> Tensor:
-        """One-hot label map to its latent; an empty one for a model that knows no labels."""
         if self.label is None:
-            return one_hot.new_zeros(one_hot.shape[0], 0, *self.denoiser.config.latent_shape)
+            return super().encode_label(one_hot)
         with self._autocast(one_hot):
             return self.label.encode(one_hot).float()
 
     def decode_label(self, latent: Tensor) -> Tensor:
-        """Latent to logits `(B, L, I, J, K)`."""
         if self.label is None:
             raise CardError("this generator knows no labels")
         with self._autocast(latent):
@@ -63,74 +60,71 @@ class JointFlow(nn.Module):
 
     # -- trajectories ----------------------------------------------------------------------------------------
 
-    def sample(
-        self,
-        image_noise: Tensor,
-        label_noise: Tensor,
-        *,
-        steps: int,
-        guidance: float = 1.0,
-        shift: float = 1.0,
-        sampler: str = "euler",
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, noise: CaseNoise, sampling: Sampling) -> tuple[Tensor, Tensor]:
         """Both latents from noise, at equal levels."""
+        image_noise, label_noise = self._draw(noise)
         channels = image_noise.shape[1]
 
         def velocity(x: Tensor, level: float) -> Tensor:
             image, label = x[:, :channels], x[:, channels:]
             image_velocity, label_velocity = self._velocities(image, label, level, level)
-            if guidance != 1.0 and label.shape[1]:
+            if sampling.guidance != 1.0 and label.shape[1]:
                 free, _ = self._velocities(image, label_noise, level, 1.0)
-                image_velocity = free + guidance * (image_velocity - free)
+                image_velocity = free + sampling.guidance * (image_velocity - free)
             return torch.cat([image_velocity, label_velocity], dim=1)
 
         x = torch.cat([image_noise, label_noise], dim=1)
-        x = SAMPLERS[sampler](velocity, x, noise_levels(steps, shift=shift))
+        x = SAMPLERS[sampling.sampler](velocity, x, noise_levels(sampling.steps, shift=sampling.shift))
         return x[:, :channels], x[:, channels:]
 
-    def paint(
+    def paint(self, condition: Tensor, noise: CaseNoise, sampling: Sampling) -> Tensor:
+        image_noise, label_noise = self._draw(noise)
+        return self._make(image_noise, image_noise, 1.0, condition, label_noise, sampling)
+
+    def vary(
+        self, clean: Tensor, strength: float, condition: Tensor, noise: CaseNoise, sampling: Sampling
+    ) -> Tensor:
+        image_noise, label_noise = self._draw(noise)
+        return self._make(clean, image_noise, strength, condition, label_noise, sampling)
+
+    def inpaint(
+        self, image: Tensor, mask: Tensor, condition: Tensor, noise: CaseNoise, sampling: Sampling
+    ) -> Tensor:
+        """Outside the mask the trajectory follows the noised latent of the image."""
+        image_noise, label_noise = self._draw(noise)
+        clean = self.encode_image(image)
+        project = keep_outside(clean, image_noise, latent_mask(mask, self.image.config.downsampling))
+        return self._make(clean, image_noise, 1.0, condition, label_noise, sampling, project)
+
+    def segment(self, latent: Tensor, noise: CaseNoise, sampling: Sampling) -> Tensor:
+        _, label_noise = self._draw(noise)
+
+        def velocity(x: Tensor, level: float) -> Tensor:
+            return self._velocities(latent, x, 0.0, level)[1]
+
+        levels = noise_levels(sampling.steps, shift=sampling.shift)
+        return SAMPLERS[sampling.sampler](velocity, label_noise, levels)
+
+    def _make(
         self,
-        label: Tensor | None,
+        clean: Tensor,
         image_noise: Tensor,
+        strength: float,
+        condition: Tensor,
         label_noise: Tensor,
-        *,
-        steps: int,
-        guidance: float = 1.0,
-        shift: float = 1.0,
-        sampler: str = "euler",
-        start: tuple[Tensor, float] | None = None,
-        mask: Tensor | None = None,
+        sampling: Sampling,
+        project: Projection | None = None,
     ) -> Tensor:
-        """The image latent that shows a label latent (None: any anatomy).
-
-        Args:
-            start: clean image latent and strength: begin at that noise level instead of at pure noise
-                (SDEdit, Meng et al. 2022). The number of steps shrinks in proportion.
-            mask: with `start`, the region `(B, 1, i, j, k)` that is made anew; the rest follows the clean
-                latent.
-        """
-        clean, strength = start if start is not None else (image_noise, 1.0)
+        """An image latent from the noise level `strength` down."""
         x = add_noise(clean, image_noise, strength)
-        count = max(1, round(steps * strength))
-        project: Projection | None = None
-        if mask is not None:
-            project = keep_outside(clean, image_noise, mask)
-        velocity = self._image_velocity(label, label_noise, guidance)
-        return SAMPLERS[sampler](velocity, x, noise_levels(count, start=strength, shift=shift), project)
+        count = max(1, round(sampling.steps * strength))
+        levels = noise_levels(count, start=strength, shift=sampling.shift)
+        velocity = self._image_velocity(condition, label_noise, sampling.guidance)
+        return SAMPLERS[sampling.sampler](velocity, x, levels, project)
 
-    def segment(
-        self, image: Tensor, label_noise: Tensor, *, steps: int, shift: float = 1.0, sampler: str = "euler"
-    ) -> Tensor:
-        """The label latent of an image latent."""
-
+    def _image_velocity(self, label: Tensor, label_noise: Tensor, guidance: float) -> Velocity:
         def velocity(x: Tensor, level: float) -> Tensor:
-            return self._velocities(image, x, 0.0, level)[1]
-
-        return SAMPLERS[sampler](velocity, label_noise, noise_levels(steps, shift=shift))
-
-    def _image_velocity(self, label: Tensor | None, label_noise: Tensor, guidance: float) -> Velocity:
-        def velocity(x: Tensor, level: float) -> Tensor:
-            if label is None or not label.shape[1]:
+            if not label.shape[1]:
                 return self._velocities(x, label_noise, level, 1.0)[0]
             guided, _ = self._velocities(x, label, level, 0.0)
             if guidance != 1.0:
@@ -139,6 +133,12 @@ class JointFlow(nn.Module):
             return guided
 
         return velocity
+
+    def _draw(self, noise: CaseNoise) -> tuple[Tensor, Tensor]:
+        """Noise of the image latent and of the label latent."""
+        config = self.denoiser.config
+        both = noise.draw((config.image_channels + config.label_channels, *config.latent_shape))
+        return both[:, : config.image_channels], both[:, config.image_channels :]
 
     def _velocities(
         self, image: Tensor, label: Tensor, image_level: float, label_level: float
@@ -151,43 +151,3 @@ class JointFlow(nn.Module):
     def _autocast(self, like: Tensor) -> torch.autocast:
         kind = like.device.type
         return torch.autocast(kind, dtype=torch.bfloat16, enabled=has_bfloat16(like.device))
-
-    # -- files -----------------------------------------------------------------------------------------------
-
-    def save_weights(self, folder: Path) -> list[str]:
-        """Write the weights (float16) to `folder`; returns the file names."""
-        state = {
-            name: tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous()
-            for name, tensor in self.state_dict().items()
-        }
-        with atomic_path(folder / WEIGHTS) as temporary:
-            save_file(state, temporary)
-        return [WEIGHTS]
-
-    def load_weights(self, folder: Path, files: Iterable[str]) -> None:
-        """Read the weights that `save_weights` wrote.
-
-        Raises:
-            CardError: for a file that is missing or whose tensors do not fit the card's networks.
-        """
-        if WEIGHTS not in files:
-            raise CardError(f"the card in {folder} lists no {WEIGHTS}; a joint-flow generator needs it")
-        state = load_file(folder / WEIGHTS)
-        own = self.state_dict()
-        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        wrong = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
-        if missing or unexpected or wrong:
-            raise CardError(
-                f"{folder / WEIGHTS} does not fit the card: missing {missing[:5]}, "
-                f"unexpected {unexpected[:5]}, wrong shape {wrong[:5]}"
-            )
-        self.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in state.items()})
-
-
-def latent_mask(mask: Tensor, downsampling: tuple[int, int, int]) -> Tensor:
-    """A voxel mask `(B, 1, I, J, K)` at the latent's resolution: any voxel counts, and one more all around.
-
-    A code depends on voxels around its own: without the widening the old content would leak into the region.
-    """
-    pooled = nn.functional.max_pool3d(mask.float(), downsampling, stride=downsampling)
-    return nn.functional.max_pool3d(pooled, 3, stride=1, padding=1)

@@ -28,10 +28,20 @@ def case_seeds(seed: int | Sequence[int], count: int) -> list[int]:
     return [int(s) for s in given]
 
 
-def gaussian_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal `(len(seeds), *shape)`; row b depends on `seeds[b]` and `shape` alone.
+class CaseNoise:
+    """Standard normal noise, a stream of its own for each case.
 
     Drawn on the CPU, so that a seed means the same noise on every device.
     """
-    rows = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows).to(device)
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._generators)
+
+    def draw(self, shape: Sequence[int]) -> Tensor:
+        """The next noise `(cases, *shape)`; row b depends on seed b, and on the shapes drawn, alone."""
+        rows = [torch.randn(tuple(shape), generator=generator) for generator in self._generators]
+        return torch.stack(rows).to(self._device)

@@ -13,9 +13,10 @@ from diffaug.datasets.reading import Dataset
 from diffaug.datasets.volumes import CaseFiles
 from diffaug.errors import DiffaugError
 from diffaug.files import atomic_write_json, atomic_write_text, read_json
-from diffaug.generators.card import VERBS, Card, CardGrid, Networks, Training
+from diffaug.generators.card import Card, CardGrid, Training
 from diffaug.generators.generator import Generator
 from diffaug.generators.joint_flow import JointFlow
+from diffaug.generators.networks import VERBS, JointFlowNetworks
 from diffaug.progress import Progress
 from diffaug.training.autoencoder import train_autoencoders
 from diffaug.training.cases import make_canvases
@@ -159,7 +160,7 @@ def fit_generator(
         progress,
         initial=start.model.denoiser.state_dict() if start else None,
     )
-    networks = Networks(
+    networks = JointFlowNetworks(
         image_autoencoder=settled.image_autoencoder,
         label_autoencoder=settled.label_autoencoder,
         denoiser=settled.denoiser,
@@ -231,7 +232,7 @@ def make_card(plan: Plan, dataset: Dataset, subsets: Subsets, *, seconds: float,
         name=plan.name,
         description=f"Joint image and label flow-matching generator fitted to {dataset.name} "
         f"({len(subsets.train)} training cases).",
-        networks=Networks(
+        networks=JointFlowNetworks(
             image_autoencoder=plan.image_autoencoder,
             label_autoencoder=plan.label_autoencoder,
             denoiser=plan.denoiser,

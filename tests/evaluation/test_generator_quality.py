@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from diffaug.generators.autoencoder import AutoencoderConfig
-from diffaug.generators.card import VERBS, Card, CardGrid, Defaults, Networks, Training
+from diffaug.generators.card import Card, CardGrid, Defaults, Training
 from diffaug.generators.denoiser import DenoiserConfig
 from diffaug.generators.generator import Generator
 from diffaug.generators.intensity import IntensityConvention
 from diffaug.generators.joint_flow import JointFlow
+from diffaug.generators.networks import VERBS, JointFlowNetworks
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "generator_quality"
 PATIENTS = [f"P{number // 2}" for number in range(8)]
@@ -173,7 +174,7 @@ def test_only_the_subsets_asked_for_are_read(
 
 def tiny_generator_on_the_benchmarks_grid() -> Generator:
     """Untrained networks of a few channels."""
-    networks = Networks(
+    networks = JointFlowNetworks(
         image_autoencoder=AutoencoderConfig(
             channels=1, latent_channels=2, downsampling=(4, 4, 4), widths=(8, 8), blocks=1
         ),

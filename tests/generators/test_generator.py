@@ -11,12 +11,13 @@ from torch import Tensor
 
 from diffaug.errors import DiffaugError, LabelError, VerbError
 from diffaug.generators.autoencoder import AutoencoderConfig
-from diffaug.generators.card import VERBS, Card, CardGrid, Networks, Training
+from diffaug.generators.card import Card, CardGrid, Training
 from diffaug.generators.denoiser import DenoiserConfig
 from diffaug.generators.generator import Generator, _fade_inside
 from diffaug.generators.grid import place
 from diffaug.generators.intensity import IntensityConvention, fit_intensity_map
 from diffaug.generators.joint_flow import JointFlow
+from diffaug.generators.networks import VERBS, JointFlowNetworks
 from tests.conftest import make_tiny_generator
 
 STEPS = 2
@@ -55,7 +56,7 @@ def ball(shape: tuple[int, ...], centre: tuple[int, ...], radius: float) -> Tens
 
 def unlabelled_generator() -> Generator:
     """A generator with random weights that knows no labels."""
-    networks = Networks(
+    networks = JointFlowNetworks(
         image_autoencoder=AutoencoderConfig(
             channels=1, latent_channels=4, downsampling=(4, 4, 4), widths=(8, 16), blocks=1
         ),

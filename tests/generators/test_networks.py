@@ -4,7 +4,7 @@ import torch
 from diffaug.generators.autoencoder import Autoencoder, AutoencoderConfig
 from diffaug.generators.blocks import ResidualBlock, depth_to_space, space_to_depth
 from diffaug.generators.denoiser import PLAIN_TOKENS, DenoiserConfig, JointDenoiser, attention
-from diffaug.generators.joint_flow import latent_mask
+from diffaug.generators.model import latent_mask
 
 
 @pytest.mark.parametrize("factors", [(2, 2, 2), (2, 2, 1), (1, 3, 2), (4, 1, 1)])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffaug.errors import DiffaugError
-from diffaug.generators.seeds import case_seed, case_seeds, gaussian_noise
+from diffaug.generators.seeds import CaseNoise, case_seed, case_seeds
 
 
 def test_case_seeds_do_not_depend_on_the_number_of_cases() -> None:
@@ -43,17 +43,20 @@ def test_what_is_no_seed_is_refused(seed: Any) -> None:
 
 
 def test_noise_of_a_case_depends_on_its_seed_alone() -> None:
-    alone = gaussian_noise([11], (2, 3, 4, 5))
-    among = gaussian_noise([3, 11, 8], (2, 3, 4, 5))
+    alone = CaseNoise([11]).draw((2, 3, 4, 5))
+    among = CaseNoise([3, 11, 8]).draw((2, 3, 4, 5))
     assert torch.equal(alone[0], among[1])
     assert not torch.equal(among[0], among[2])
+    stream, whole = CaseNoise([11]), CaseNoise([3, 11])
+    assert torch.equal(stream.draw((2, 3)), whole.draw((2, 3))[1:])
+    assert torch.equal(stream.draw((4,)), whole.draw((4,))[1:])
     state = torch.random.get_rng_state()
-    gaussian_noise([11], (2,))
+    CaseNoise([11]).draw((2,))
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_noise_is_standard_normal() -> None:
-    noise = gaussian_noise(case_seeds(0, 4), (50, 100, 10))
+    noise = CaseNoise(case_seeds(0, 4)).draw((50, 100, 10))
     assert noise.dtype == torch.float32
     assert noise.mean().item() == pytest.approx(0, abs=0.01)
     assert noise.std().item() == pytest.approx(1, abs=0.01)

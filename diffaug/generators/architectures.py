@@ -1,0 +1,13 @@
+"""From a card's networks to the model that has them."""
+
+from diffaug.generators.joint_flow import JointFlow
+from diffaug.generators.medical_diffusion import MedicalDiffusion
+from diffaug.generators.model import Model
+from diffaug.generators.networks import JointFlowNetworks, Networks
+
+
+def make_model(networks: Networks) -> Model:
+    """A model with random weights."""
+    if isinstance(networks, JointFlowNetworks):
+        return JointFlow(networks)
+    return MedicalDiffusion(networks)
