@@ -10,6 +10,13 @@ import typer
 _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
+class Architecture(StrEnum):
+    """What can be fitted."""
+
+    JOINT_FLOW = "joint-flow"
+    MEDICAL_DIFFUSION = "medical-diffusion"
+
+
 class Axis(StrEnum):
     """Anatomical axes along which a mirrored case is still a plausible one."""
 
@@ -65,6 +72,13 @@ def fit(
             show_default="DATASET/patients.csv, if any, else one case a patient",
         ),
     ] = None,
+    architecture: Annotated[
+        Architecture | None,
+        typer.Option(
+            help="The flagship, or the VQ-GAN and diffusion of Khader et al. 2023, which know no labels.",
+            show_default="joint-flow",
+        ),
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -99,11 +113,12 @@ def fit(
     """
     from diffaug.datasets.reading import read_dataset
     from diffaug.training.fit import fit_generator
-    from diffaug.training.plan import Plan
+    from diffaug.training.plan import PlanBase
 
     result = fit_generator(
         read_dataset(dataset, images=images, labels=labels, split=split, patients=patients),
         output,
+        architecture=architecture.value if architecture else None,
         name=name,
         budget=None if budget is None else parse_duration(budget),
         plan=plan,
@@ -113,7 +128,7 @@ def fit(
         seed=seed,
         device=device,
     )
-    if isinstance(result, Plan):
+    if isinstance(result, PlanBase):
         typer.echo(result.model_dump_json(indent=2))
     else:
         typer.echo(output)

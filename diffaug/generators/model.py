@@ -96,8 +96,11 @@ class Model(nn.Module, ABC):
     def save_weights(self, folder: Path) -> list[str]:
         """Write the weights to `folder`; returns the file names."""
         for name, prefix in self.files.items():
+            # Copies, since safetensors refuses tensors that share memory.
             state = {
-                key.removeprefix(prefix): (t.to(self.stored_as) if t.is_floating_point() else t).contiguous()
+                key.removeprefix(prefix): (t.to(self.stored_as) if t.is_floating_point() else t).clone(
+                    memory_format=torch.contiguous_format
+                )
                 for key, t in self.state_dict().items()
                 if key.startswith(prefix)
             }

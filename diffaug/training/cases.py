@@ -13,7 +13,7 @@ from diffaug.generators.grid import Grid, place
 from diffaug.generators.intensity import fit_intensity_map
 from diffaug.generators.labels import Vocabulary
 from diffaug.progress import Progress
-from diffaug.training.plan import Plan
+from diffaug.training.plan import PlanBase
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Canvases:
         return np.asarray(image, dtype=np.float32), np.asarray(label)
 
 
-def make_canvases(plan: Plan, cases: tuple[CaseFiles, ...], folder: Path, progress: Progress) -> Canvases:
+def make_canvases(plan: PlanBase, cases: tuple[CaseFiles, ...], folder: Path, progress: Progress) -> Canvases:
     """Bring all cases onto the plan's grid plus margin and keep them under `folder`; reuse what is there."""
     grid = canvas_grid(plan)
     vocabulary = Vocabulary(plan.labels)
@@ -64,7 +64,7 @@ def make_canvases(plan: Plan, cases: tuple[CaseFiles, ...], folder: Path, progre
                 )
                 normalised = fit_intensity_map(image, plan.intensity).normalise(image)
                 images[n] = placement.to_grid(normalised[None])[0].numpy()
-                if label is not None:
+                if label is not None and plan.labels:
                     one_hot = vocabulary.one_hot(label[None])
                     labels[n] = placement.label_to_grid(one_hot)[0].argmax(dim=0).numpy()
                     labelled[n] = True
@@ -80,7 +80,7 @@ def make_canvases(plan: Plan, cases: tuple[CaseFiles, ...], folder: Path, progre
     )
 
 
-def canvas_grid(plan: Plan) -> Grid:
+def canvas_grid(plan: PlanBase) -> Grid:
     """The plan's grid with the augmentation's margin on every side."""
     margin = plan.augmentation.margin
     i, j, k = (n + 2 * margin for n in plan.grid.shape)

@@ -15,22 +15,25 @@ from diffaug.errors import DiffaugError
 from diffaug.files import atomic_write_json, atomic_write_text, read_json
 from diffaug.generators.card import Card, CardGrid, Training
 from diffaug.generators.generator import Generator
-from diffaug.generators.joint_flow import JointFlow
-from diffaug.generators.networks import VERBS, JointFlowNetworks
+from diffaug.generators.networks import VERBS
 from diffaug.progress import Progress
-from diffaug.training.autoencoder import train_autoencoders
+from diffaug.training.architectures import Plan, make_plan, read_plan, train
 from diffaug.training.cases import make_canvases
-from diffaug.training.denoiser import train_denoiser
 from diffaug.training.fingerprint import Fingerprint, file_hashes, record_training_scans, take_fingerprint
 from diffaug.training.loop import make_accelerator
-from diffaug.training.plan import Plan, read_plan
-from diffaug.training.planning import make_plan
+from diffaug.training.planning import Request
 from diffaug.training.report import validation_report
+from diffaug.training.trained import Trained
 from diffaug.zoo import load
 
 # Share of the patients that is held out where no split file says which.
 HELD_OUT = 0.1
 PRIVATE = "private"
+DEFAULT_ARCHITECTURE = "joint-flow"
+DESCRIPTIONS = {
+    "joint-flow": "Joint image and label flow-matching generator",
+    "medical-diffusion": "Medical Diffusion generator (VQ-GAN and diffusion, without labels)",
+}
 DEFAULT_BUDGET = 4 * 3600.0
 # Dice of label round trips or of `segment` below which a generator makes labels that are worth nothing.
 USELESS = 0.5
@@ -54,6 +57,8 @@ def fit_generator(
     dataset: Dataset,
     output: Path,
     *,
+    architecture: str | None = None,
+    preset: str | None = None,
     name: str | None = None,
     budget: float | None = None,
     plan: Path | None = None,
@@ -71,8 +76,10 @@ def fit_generator(
             split a tenth of the patients is held out.
         output: folder of the generator. `private/` in it holds everything that must not be shared, among it
             the checkpoints that an interrupted fit continues from.
+        architecture: "joint-flow" (default), or "medical-diffusion", which knows no labels.
+        preset: name of a recipe of Medical Diffusion's that fixes grid, intensity and down-sampling.
         budget: seconds of training to plan for, 4 hours unless given. It fixes numbers of iterations; nothing
-            depends on the clock later. Part of the plan, as name, mirror_axes, seed and init are.
+            depends on the clock later. Part of the plan, as all of the following are.
         plan: a plan file to train by instead.
         init: name or folder of a generator to start from.
         name, mirror_axes, seed: given beside a plan that says otherwise they are an error. Default: the
@@ -96,7 +103,15 @@ def fit_generator(
     settled = read_plan(saved_plan) if saved_plan.exists() and not dry_run else asked_plan
     if settled is not None:
         _refuse_other_plan(settled, asked_plan, saved_plan)
-        _refuse_other_options(settled, name=name, mirror_axes=mirror_axes, seed=seed, budget=budget)
+        _refuse_other_options(
+            settled,
+            architecture=architecture,
+            preset=preset,
+            name=name,
+            mirror_axes=mirror_axes,
+            seed=seed,
+            budget=budget,
+        )
         _check_start(settled, start)
     subsets = split_cases(dataset, settled.seed if settled else seed or 0)
     with progress.task("checking cases", total=len(dataset.cases)) as task:
@@ -106,7 +121,7 @@ def fit_generator(
 
     if settled is None:
         fingerprint = _fingerprint(dataset, subsets, private, progress, keep=not dry_run)
-        settled = make_plan(
+        request = Request(
             name=name or output.resolve().name,
             fingerprint=fingerprint,
             channels=dataset.channels,
@@ -114,9 +129,10 @@ def fit_generator(
             budget=DEFAULT_BUDGET if budget is None else budget,
             mirror_axes=mirror_axes or (),
             seed=seed or 0,
-            accelerator=accelerator,
             init=start,
+            preset=preset,
         )
+        settled = make_plan(architecture or DEFAULT_ARCHITECTURE, request, accelerator)
     _check_plan(settled, dataset)
     if settled.autoencoder_training.steps == 0 and start is None:
         raise DiffaugError("autoencoder_training.steps is 0: say with init whose autoencoders to keep")
@@ -141,55 +157,17 @@ def fit_generator(
 
     training = make_canvases(settled, subsets.train, private / "training", progress)
     validation = make_canvases(settled, subsets.validation, private / "validation", progress)
-    autoencoders, autoencoder_history = train_autoencoders(
-        settled,
-        training,
-        validation,
-        private,
-        accelerator,
-        progress,
-        initial=start.model if start else None,
-    )
-    denoiser, denoiser_history = train_denoiser(
-        autoencoders,
-        settled,
-        training,
-        validation,
-        private,
-        accelerator,
-        progress,
-        initial=start.model.denoiser.state_dict() if start else None,
-    )
-    networks = JointFlowNetworks(
-        image_autoencoder=settled.image_autoencoder,
-        label_autoencoder=settled.label_autoencoder,
-        denoiser=settled.denoiser,
-    )
-    model = JointFlow(networks)
-    model.image.load_state_dict(autoencoders.image.state_dict())
-    if model.label is not None and autoencoders.label is not None:
-        model.label.load_state_dict(autoencoders.label.state_dict())
-    model.denoiser.load_state_dict(denoiser.state_dict())
-    generator = Generator(
-        make_card(
-            settled,
-            dataset,
-            subsets,
-            seconds=sum(h[-1].get("seconds", 0.0) for h in (autoencoder_history, denoiser_history) if h),
-            init=start.weights_hash if start else None,
-        ),
-        model,
-        json.loads(settled.model_dump_json()),
-    )
+    trained = train(settled, training, validation, private, accelerator, progress, start)
+    card = make_card(settled, trained, dataset, subsets, init=start.weights_hash if start else None)
+    generator = Generator(card, trained.model, json.loads(settled.model_dump_json()))
     if accelerator.is_main_process:
-        histories = {"autoencoders": autoencoder_history, "denoiser": denoiser_history}
-        atomic_write_json(output / "history.json", histories)
-        figures = validation_report(generator, subsets.validation, histories, output, private, progress)
+        atomic_write_json(output / "history.json", trained.histories)
+        figures = validation_report(generator, subsets.validation, trained, output, private, progress)
         generator.card = generator.card.model_copy(update={"figures": figures})
         generator.save(output)
         _tell(figures, progress)
     accelerator.wait_for_everyone()
-    # As anybody else will load it: with the weights rounded to float16, and their hash on the card.
+    # As anybody else will load it: with the weights as they were written, and their hash on the card.
     return Generator.load(output)
 
 
@@ -224,32 +202,29 @@ def split_cases(dataset: Dataset, seed: int) -> Subsets:
     )
 
 
-def make_card(plan: Plan, dataset: Dataset, subsets: Subsets, *, seconds: float, init: str | None) -> Card:
+def make_card(plan: Plan, trained: Trained, dataset: Dataset, subsets: Subsets, *, init: str | None) -> Card:
     """The card of a freshly fitted generator; figures and file hashes come when it is measured and saved."""
-    labelled = plan.label_autoencoder is not None
-    verbs = [v for v in VERBS if labelled or v not in ("paint", "segment")]
+    networks, histories = trained.networks, trained.histories
     return Card(
         name=plan.name,
-        description=f"Joint image and label flow-matching generator fitted to {dataset.name} "
+        description=f"{DESCRIPTIONS[plan.architecture]} fitted to {dataset.name} "
         f"({len(subsets.train)} training cases).",
-        networks=JointFlowNetworks(
-            image_autoencoder=plan.image_autoencoder,
-            label_autoencoder=plan.label_autoencoder,
-            denoiser=plan.denoiser,
-        ),
+        architecture=plan.architecture,
+        networks=networks,
         grid=CardGrid(**plan.grid.model_dump()),
         extent=plan.extent,
         channels=plan.channels,
         intensity=plan.intensity,
         labels=plan.labels,
-        verbs=verbs,
+        verbs=[verb for verb in VERBS if verb in networks.verbs],
+        defaults=trained.defaults,
         training=Training(
             dataset=dataset.name,
             cases=subsets.counts,
             patients=subsets.patients,
             autoencoder_steps=plan.autoencoder_training.steps,
             denoiser_steps=plan.denoiser_training.steps,
-            seconds=seconds,
+            seconds=sum(history[-1].get("seconds", 0.0) for history in histories.values() if history),
             hardware=_hardware(),
             init=init,
         ),
@@ -290,6 +265,8 @@ def _refuse_other_plan(settled: Plan, asked: Plan | None, file: Path) -> None:
 
 def _refuse_other_options(settled: Plan, **given: Any) -> None:
     own = {
+        "architecture": settled.architecture,
+        "preset": getattr(settled, "preset", None),
         "name": settled.name,
         "mirror_axes": settled.augmentation.mirror_axes,
         "seed": settled.seed,
@@ -318,7 +295,12 @@ def _check_start(settled: Plan, start: Generator | None) -> None:
         )
     if start is not None:
         networks = start.card.networks
-        parts = ("image_autoencoder", "label_autoencoder", "denoiser")
+        if networks.architecture != settled.architecture:
+            raise DiffaugError(
+                f"cannot start from {start.name}: it is a {networks.architecture} generator, the plan is for "
+                f"{settled.architecture}"
+            )
+        parts = [part for part in type(networks).model_fields if part in type(settled).model_fields]
         if other := [part for part in parts if getattr(settled, part) != getattr(networks, part)]:
             raise DiffaugError(
                 f"cannot start from {start.name}: its {', '.join(other)} is of another size than the plan's; "
@@ -349,28 +331,12 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _check_plan(plan: Plan, dataset: Dataset) -> None:
-    problems = []
+    problems = plan.problems()
     if plan.channels != list(dataset.channels):
         problems.append(f"channels are {plan.channels}, the dataset has {list(dataset.channels)}")
-    if plan.labels != dataset.labels:
-        problems.append(f"labels are {plan.labels}, the dataset has {dataset.labels}")
-    downsampling = plan.image_autoencoder.downsampling
-    latent = tuple(n // d for n, d in zip(plan.grid.shape, downsampling, strict=True))
-    if (
-        any(n % d for n, d in zip(plan.grid.shape, downsampling, strict=True))
-        or latent != plan.denoiser.latent_shape
-    ):
-        problems.append(
-            f"grid.shape {plan.grid.shape} divided by downsampling {downsampling} is not "
-            f"denoiser.latent_shape "
-            f"{plan.denoiser.latent_shape}"
-        )
-    label = plan.label_autoencoder
-    if label is not None and label.downsampling != downsampling:
-        problems.append("image_autoencoder and label_autoencoder must have the same downsampling")
-    expected = (plan.image_autoencoder.latent_channels, label.latent_channels if label else 0)
-    if (plan.denoiser.image_channels, plan.denoiser.label_channels) != expected:
-        problems.append(f"denoiser.image_channels and label_channels must be {expected}")
+    expected = dataset.labels if plan.architecture == DEFAULT_ARCHITECTURE else {}
+    if plan.labels != expected:
+        problems.append(f"labels are {plan.labels}, {plan.architecture} with this dataset needs {expected}")
     if problems:
         raise DiffaugError("the plan does not fit:\n" + "\n".join(f"  {p}" for p in problems))
 

@@ -8,8 +8,9 @@ seeds of the step number.
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -40,8 +41,10 @@ def make_accelerator(device: str | None = None) -> Accelerator:
     return Accelerator(cpu=cpu, mixed_precision="bf16" if has_bfloat16(found) else "no")
 
 
-def learning_rate_factor(step: int, steps: int, warmup: int, decay_fraction: float) -> float:
-    """Linear warm-up, constant, then a cosine to zero over the last `decay_fraction` of the run."""
+def learning_rate_factor(step: int, steps: int, decay_fraction: float) -> float:
+    """Linear warm-up over a tenth of the run (at most 200 steps), constant, then a cosine to zero over its
+    last `decay_fraction`."""
+    warmup = min(200, max(1, steps // 10))
     if step < warmup:
         return (step + 1) / warmup
     start = (1 - decay_fraction) * steps
@@ -73,45 +76,117 @@ class MovingAverage:
             parameter.copy_(self.values[name])
 
 
-def run_loop(
-    *,
-    accelerator: Accelerator,
-    module: nn.Module,
-    loss: Callable[[nn.Module, int], dict[str, Tensor]],
-    evaluate: Callable[[nn.Module], dict[str, float]],
-    steps: int,
-    learning_rate: float,
-    weight_decay: float,
-    decay_fraction: float,
-    ema: float,
-    evaluate_every: int,
-    checkpoint: Path,
-    progress: Progress,
-    title: str,
-    checkpoint_every: int,
-) -> tuple[MovingAverage, History]:
-    """Train `module` for `steps` steps from the last checkpoint, or from the start where there is none.
+class Trainer(Protocol):
+    """What a training loop runs: steps, figures and a state that a checkpoint holds."""
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Train on step n, whose randomness depends on n alone; the losses, "loss" among them."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Figures on held-out cases, "loss" among them."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+
+
+class AveragedTrainer:
+    """AdamW on one module, with a moving average of its weights.
 
     Args:
         loss: the losses of step n, under "loss" the one to minimise; must draw all randomness from n.
         evaluate: figures of a module that carries the averaged weights; "loss" among them.
+    """
+
+    def __init__(
+        self,
+        *,
+        accelerator: Accelerator,
+        module: nn.Module,
+        loss: Callable[[nn.Module, int], dict[str, Tensor]],
+        evaluate: Callable[[nn.Module], dict[str, float]],
+        steps: int,
+        learning_rate: float,
+        weight_decay: float,
+        decay_fraction: float,
+        ema: float,
+    ) -> None:
+        self.accelerator, self.module = accelerator, module
+        self.loss, self.figures = loss, evaluate
+        self.learning_rate = learning_rate
+        self.factor = partial(learning_rate_factor, steps=steps, decay_fraction=decay_fraction)
+        self.average = MovingAverage(module, ema)
+        self.trained, self.optimizer = accelerator.prepare(
+            module,
+            torch.optim.AdamW(
+                module.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay
+            ),
+        )
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """One step of the optimizer."""
+        self.module.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * self.factor(step)
+        with self.accelerator.autocast():
+            losses = self.loss(self.trained, step)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(losses["loss"])
+        self.accelerator.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update(self.module, step)
+        return losses
+
+    def evaluate(self) -> dict[str, float]:
+        """Figures of the averaged weights; the module's own weights come back afterwards."""
+        own = {name: p.detach().clone() for name, p in self.module.named_parameters()}
+        self.average.copy_to(self.module)
+        self.module.eval()
+        with torch.no_grad():
+            figures = self.figures(self.module)
+            for name, parameter in self.module.named_parameters():
+                parameter.copy_(own[name])
+        return figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, their average and the optimizer's state."""
+        return {
+            "module": self.module.state_dict(),
+            "average": self.average.values,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, value in state["average"].items():
+            self.average.values[name].copy_(value)
+
+
+def run_loop(
+    trainer: Trainer,
+    *,
+    accelerator: Accelerator,
+    steps: int,
+    evaluate_every: int,
+    checkpoint_every: int,
+    checkpoint: Path,
+    progress: Progress,
+    title: str,
+) -> History:
+    """Train for `steps` steps from the last checkpoint, or from the start where there is none.
+
+    Args:
         checkpoint: file of the run's state. A finished run's file makes this return at once.
     """
-    average = MovingAverage(module, ema)
-    trained, optimizer = accelerator.prepare(
-        module,
-        torch.optim.AdamW(
-            module.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay
-        ),
-    )
     history: History = []
     start, spent = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        for name, value in state["average"].items():
-            average.values[name].copy_(value)
+        trainer.load_state_dict(state)
         history, start, spent = state["history"], state["step"], state.get("seconds", 0.0)
     began = time.monotonic()
 
@@ -121,49 +196,23 @@ def run_loop(
         state: dict[str, Any] = {
             "step": step,
             "seconds": spent + time.monotonic() - began,
-            "module": module.state_dict(),
-            "average": average.values,
-            "optimizer": optimizer.state_dict(),
             "history": history,
+            **trainer.state_dict(),
         }
         with atomic_path(checkpoint) as temporary:
             torch.save(state, temporary)
 
-    warmup = min(200, max(1, steps // 10))
     with progress.task(title, total=steps, completed=start) as task:
         for step in range(start, steps):
-            module.train()
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * learning_rate_factor(step, steps, warmup, decay_fraction)
-            with accelerator.autocast():
-                losses = loss(trained, step)
-            optimizer.zero_grad(set_to_none=True)
-            accelerator.backward(losses["loss"])
-            accelerator.clip_grad_norm_(module.parameters(), 1.0)
-            optimizer.step()
-            average.update(module, step)
+            losses = trainer.step(step)
             task.advance(loss=float(losses["loss"].detach()))
             done = step + 1
             if done % evaluate_every == 0 or done == steps:
-                figures = _evaluate(module, average, evaluate)
+                figures = trainer.evaluate()
                 figures |= {f"training_{k}": float(v.detach()) for k, v in losses.items()}
                 seconds = spent + time.monotonic() - began
                 history.append({"step": float(done), "seconds": seconds, **figures})
                 task.figure(figures["loss"])
             if done == steps or done % checkpoint_every == 0:
                 save(done)
-    return average, history
-
-
-def _evaluate(
-    module: nn.Module, average: MovingAverage, evaluate: Callable[[nn.Module], dict[str, float]]
-) -> dict[str, float]:
-    """Figures of the averaged weights; the module's own weights come back afterwards."""
-    own = {name: p.detach().clone() for name, p in module.named_parameters()}
-    average.copy_to(module)
-    module.eval()
-    with torch.no_grad():
-        figures = evaluate(module)
-        for name, parameter in module.named_parameters():
-            parameter.copy_(own[name])
-    return figures
+    return history

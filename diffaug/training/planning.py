@@ -1,128 +1,41 @@
-"""From a fingerprint, the machine and a time budget to a plan."""
+"""From a fingerprint to the parts of a plan that do not depend on the architecture."""
 
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import psutil
 import torch
 from accelerate import Accelerator
 
 from diffaug.errors import DiffaugError
-from diffaug.generators.autoencoder import AutoencoderConfig
-from diffaug.generators.card import Card
-from diffaug.generators.denoiser import DenoiserConfig, JointDenoiser
 from diffaug.generators.generator import Generator
 from diffaug.generators.intensity import IntensityConvention
-from diffaug.training.augmentation import AugmentationConfig
-from diffaug.training.autoencoder import Autoencoders, image_loss, label_loss
 from diffaug.training.fingerprint import ORIENTATION, Fingerprint
-from diffaug.training.plan import AutoencoderTraining, DenoiserTraining, GridPlan, Plan
-
-# Shares of the time budget; the rest goes to reading and the report.
-AUTOENCODER_SHARE = 0.15
-CACHE_SHARE = 0.07
-DENOISER_SHARE = 0.75
-# Augmented volumes in the latent cache at most, all rounds together.
-CACHED_LATENTS = 9216
-# Augmenting and encoding a volume, relative to training the autoencoders on it (measured: 45 to 100 ms).
-ENCODING_COST = 0.5
-# Transformer tokens that two cores still sample in half a second.
-MOST_TOKENS = 1024
-# Peak bytes of autoencoder training per voxel of a batch, with a margin (measured: 2.1 GB for 8 volumes of
-# 40 x 56 x 40).
-BYTES_PER_VOXEL = 4000
+from diffaug.training.plan import GridPlan
 
 
-def make_plan(
-    *,
-    name: str,
-    fingerprint: Fingerprint,
-    channels: tuple[str, ...],
-    labels: dict[int, str],
-    budget: float,
-    mirror_axes: tuple[int, ...],
-    seed: int,
-    accelerator: Accelerator,
-    init: Generator | None = None,
-) -> Plan:
-    """Choose grid, networks, batches and iterations.
+@dataclass(frozen=True)
+class Request:
+    """What a plan is made from: the data, and what the user asked for.
 
-    Args:
+    Attributes:
         budget: seconds of training that the user grants; becomes a number of iterations by timing a few here
             and now.
         init: the generator to start from: its grid, intensity convention and networks are kept.
-
-    Raises:
-        DiffaugError: for a dataset or budget that no plan fits.
+        preset: name of a recipe that fixes grid, intensity and networks, where the architecture has some.
     """
-    if init is not None:
-        card = init.card
-        _check_init(card, channels, labels)
-        grid = GridPlan(orientation=card.grid.orientation, spacing=card.grid.spacing, shape=card.grid.shape)
-        intensity = card.intensity
-        image, label = card.networks.image_autoencoder, card.networks.label_autoencoder
-        denoiser = card.networks.denoiser
-    else:
-        intensity = plan_intensity(fingerprint, channels)
-        spacing = fingerprint.spacing_median
-        downsampling = plan_downsampling(spacing)
-        patch = (2, 2, 2)
-        grid = plan_grid(fingerprint, tuple(d * p for d, p in zip(downsampling, patch, strict=True)))
-        while (
-            math.prod(n // (d * p) for n, d, p in zip(grid.shape, downsampling, patch, strict=True))
-            > MOST_TOKENS
-        ):
-            downsampling = tuple(2 * d for d in downsampling)
-            grid = plan_grid(fingerprint, tuple(d * p for d, p in zip(downsampling, patch, strict=True)))
-        image, label = plan_autoencoders(downsampling, len(channels), len(labels))
-        denoiser = DenoiserConfig(
-            image_channels=image.latent_channels,
-            label_channels=label.latent_channels if label else 0,
-            latent_shape=tuple(n // d for n, d in zip(grid.shape, downsampling, strict=True)),
-            patch=patch,
-        )
-    voxels = math.prod(grid.shape)
-    batch = max(1, min(8, int(0.4 * _memory(accelerator.device) / (voxels * BYTES_PER_VOXEL))))
-    draft = Plan(
-        name=name,
-        grid=grid,
-        channels=list(channels),
-        labels=labels,
-        intensity=intensity,
-        image_autoencoder=image,
-        label_autoencoder=label,
-        denoiser=denoiser,
-        augmentation=AugmentationConfig(mirror_axes=mirror_axes),
-        autoencoder_training=AutoencoderTraining(steps=1, batch=batch),
-        denoiser_training=DenoiserTraining(steps=1, rounds=1),
-        seed=seed,
-        budget=budget,
-        init=init.weights_hash if init is not None else None,
-    )
-    autoencoder_seconds, denoiser_seconds = time_steps(draft, accelerator)
-    autoencoder_steps = int(AUTOENCODER_SHARE * budget / autoencoder_seconds)
-    denoiser_steps = int(DENOISER_SHARE * budget / denoiser_seconds)
-    round_seconds = fingerprint.cases * ENCODING_COST * autoencoder_seconds / batch
-    affordable = int(CACHE_SHARE * budget / round_seconds)
-    rounds = max(1, min(affordable, 64, math.ceil(CACHED_LATENTS / fingerprint.cases)))
-    if min(autoencoder_steps, denoiser_steps) < 1:
-        raise DiffaugError(
-            f"a budget of {budget:.0f} s is too small: one step of the autoencoders takes "
-            f"{autoencoder_seconds:.2f} s, one of the denoiser {denoiser_seconds:.2f} s on "
-            f"{accelerator.device}; a useful fit needs thousands of each"
-        )
-    return draft.model_copy(
-        update={
-            "autoencoder_training": draft.autoencoder_training.model_copy(
-                update={"steps": autoencoder_steps}
-            ),
-            "denoiser_training": draft.denoiser_training.model_copy(
-                update={"steps": denoiser_steps, "rounds": rounds}
-            ),
-            "evaluate_every": max(1, min(200, denoiser_steps // 20)),
-        }
-    )
+
+    name: str
+    fingerprint: Fingerprint
+    channels: tuple[str, ...]
+    labels: dict[int, str]
+    budget: float
+    mirror_axes: tuple[int, ...]
+    seed: int
+    init: Generator | None = None
+    preset: str | None = None
 
 
 def plan_grid(fingerprint: Fingerprint, multiple: tuple[int, ...]) -> GridPlan:
@@ -143,37 +56,6 @@ def plan_grid(fingerprint: Fingerprint, multiple: tuple[int, ...]) -> GridPlan:
     )
 
 
-def plan_downsampling(spacing: list[float]) -> tuple[int, ...]:
-    """4 along the finest axes, less along coarse ones, so that a latent voxel is nearly a cube."""
-    finest = min(spacing)
-    return tuple(4 if s < 1.5 * finest else 2 if s < 3 * finest else 1 for s in spacing)
-
-
-def plan_autoencoders(
-    downsampling: tuple[int, ...], channels: int, labels: int
-) -> tuple[AutoencoderConfig, AutoencoderConfig | None]:
-    """Latents of image and label together hold at most 1/8 as many numbers as the grid has voxels."""
-    total = max(2, min(16, math.prod(downsampling) // 8))
-    label_channels = 0 if labels == 0 else max(1, min(3 if labels <= 4 else 6, total * 3 // 8))
-    levels = max(int(math.log2(d)) for d in downsampling)
-    image = AutoencoderConfig(
-        channels=channels,
-        latent_channels=total - label_channels,
-        downsampling=downsampling,
-        widths=(48, 96, 128, 128)[:levels],
-    )
-    if labels == 0:
-        return image, None
-    label = AutoencoderConfig(
-        channels=labels,
-        latent_channels=label_channels,
-        downsampling=downsampling,
-        widths=(32, 48, 64, 64)[:levels],
-        blocks=1,
-    )
-    return image, label
-
-
 def plan_intensity(fingerprint: Fingerprint, channels: tuple[str, ...]) -> IntensityConvention:
     """Fixed windows where every channel is CT (HU), each volume's own percentiles otherwise."""
     pairs = list(zip(fingerprint.intensity_low, fingerprint.intensity_high, strict=True))
@@ -182,39 +64,8 @@ def plan_intensity(fingerprint: Fingerprint, channels: tuple[str, ...]) -> Inten
     return IntensityConvention(kind="percentile", typical=pairs)
 
 
-def time_steps(plan: Plan, accelerator: Accelerator) -> tuple[float, float]:
-    """Seconds of one training step of the autoencoders and of the denoiser, measured here."""
-    device = accelerator.device
-    autoencoders = Autoencoders(plan).to(device)
-    batch = plan.autoencoder_training.batch
-    image = torch.randn(batch, len(plan.channels), *plan.grid.shape, device=device)
-    truth = torch.zeros(batch, max(len(plan.labels), 1), *plan.grid.shape, device=device)
-    truth[:, 0] = 1
-
-    def autoencoder_step() -> None:
-        with accelerator.autocast():
-            output, logits = autoencoders(image, truth, torch.Generator())
-            loss = image_loss(output, image, 0.5)
-            if logits is not None:
-                loss = loss + label_loss(logits, truth)
-        loss.backward()
-
-    denoiser = JointDenoiser(plan.denoiser).to(device)
-    count, config = plan.denoiser_training.batch, plan.denoiser
-    latent = torch.randn(count, config.image_channels, *config.latent_shape, device=device)
-    label = torch.randn(count, config.label_channels, *config.latent_shape, device=device)
-    levels = torch.rand(count, device=device)
-
-    def denoiser_step() -> None:
-        with accelerator.autocast():
-            velocities = denoiser(latent, label, levels, levels)
-            loss = torch.stack([v.square().sum() for v in velocities]).sum()
-        loss.backward()
-
-    return _seconds(autoencoder_step, device), _seconds(denoiser_step, device)
-
-
-def _seconds(step: Callable[[], None], device: torch.device) -> float:
+def seconds_of(step: Callable[[], None], device: torch.device) -> float:
+    """Seconds that a step takes here, the best of three."""
     best = math.inf
     for _ in range(3):
         start = time.perf_counter()
@@ -225,16 +76,17 @@ def _seconds(step: Callable[[], None], device: torch.device) -> float:
     return best
 
 
-def _memory(device: torch.device) -> float:
+def available_memory(device: torch.device) -> float:
     """Bytes of memory that training may count on."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     return float(psutil.virtual_memory().available)
 
 
-def _check_init(init: Card, channels: tuple[str, ...], labels: dict[int, str]) -> None:
-    if len(init.channels) != len(channels) or set(init.labels) != set(labels):
-        raise DiffaugError(
-            f"cannot start from {init.name}: it has channels {init.channels} and labels {init.labels}, the "
-            f"dataset has {list(channels)} and {labels}"
-        )
+def too_small(request: Request, accelerator: Accelerator, **seconds: float) -> DiffaugError:
+    """The error for a budget in which not a step of each stage fits."""
+    steps = ", ".join(f"one of the {stage} {value:.2f} s" for stage, value in seconds.items())
+    return DiffaugError(
+        f"a budget of {request.budget:.0f} s is too small on {accelerator.device}: of the training steps, "
+        f"{steps}; a useful fit needs thousands of each"
+    )

@@ -13,6 +13,7 @@ from diffaug.files import atomic_path
 from diffaug.generators.generator import Generator
 from diffaug.progress import Progress
 from diffaug.training.loop import History
+from diffaug.training.trained import Trained
 
 # Validation cases that the figures of the verbs are measured on, at most.
 MEASURED_CASES = 20
@@ -21,7 +22,7 @@ MEASURED_CASES = 20
 def validation_report(
     generator: Generator,
     validation: tuple[CaseFiles, ...],
-    histories: dict[str, History],
+    trained: Trained,
     folder: Path,
     private: Path,
     progress: Progress,
@@ -31,19 +32,8 @@ def validation_report(
     Writes `montage.png` (sampled cases) and `curves.png` to `folder`, and to `private` a `montage.png` with
     real cases, their reconstructions and images painted from their labels beside the sampled ones.
     """
-    draw_curves(histories, folder / "curves.png")
-    autoencoders, denoiser = histories["autoencoders"], histories["denoiser"]
-    figures: dict[str, Any] = {"measured_on": f"{len(validation)} validation cases"}
-    if autoencoders:
-        figures["reconstruction_psnr_db"] = round(autoencoders[-1]["psnr"], 2)
-        if "label_dice" in autoencoders[-1]:
-            figures["label_round_trip_dice"] = round(autoencoders[-1]["label_dice"], 4)
-    if denoiser:
-        figures["velocity_loss"] = {
-            k: round(v, 4)
-            for k, v in denoiser[-1].items()
-            if not k.startswith(("training", "step", "seconds"))
-        }
+    draw_curves(trained.histories, folder / "curves.png")
+    figures: dict[str, Any] = {"measured_on": f"{len(validation)} validation cases", **trained.figures}
     cases = [case for case in validation if case.label is not None or not generator.knows_labels][
         :MEASURED_CASES
     ]
@@ -58,7 +48,7 @@ def validation_report(
             if label is not None and generator.knows_labels and not bool(label.any()):
                 task.advance()
                 continue  # nothing to paint, to segment or to lay a box around
-            if label is not None and generator.knows_labels:
+            if label is not None and "segment" in generator.verbs:
                 found = generator.segment(image, loaded.affine, box=box)
                 agreement.append(_dice(found, label))
             if (n := sum(title == "real" for title, *_ in shown)) < 2:
@@ -100,7 +90,7 @@ def draw_curves(histories: dict[str, History], path: Path) -> None:
     for ax, (stage, history) in zip(axes, histories.items(), strict=True):
         steps = [entry["step"] for entry in history]
         ax.plot(steps, [entry["training_loss"] for entry in history], color="0.7", label="training")
-        ax.plot(steps, [entry["loss"] for entry in history], label="validation (averaged weights)")
+        ax.plot(steps, [entry["loss"] for entry in history], label="validation")
         ax.set(title=stage, xlabel="step", ylabel="loss")
         ax.legend(frameon=False)
     with atomic_path(path) as temporary:

@@ -10,7 +10,8 @@ import pytest
 from diffaug.generators.autoencoder import AutoencoderConfig
 from diffaug.generators.denoiser import DenoiserConfig
 from diffaug.generators.intensity import IntensityConvention
-from diffaug.training.plan import AutoencoderTraining, DenoiserTraining, GridPlan, Plan
+from diffaug.training.joint_flow.plan import AutoencoderTraining, DenoiserTraining, JointFlowPlan
+from diffaug.training.plan import GridPlan
 
 
 def write_blobs(folder: Path, count: int = 6) -> Path:
@@ -43,9 +44,9 @@ def write_blobs(folder: Path, count: int = 6) -> Path:
     return folder
 
 
-def blob_plan(steps: int = 6) -> Plan:
+def blob_plan(steps: int = 6) -> JointFlowPlan:
     """Networks of a few thousand weights."""
-    return Plan(
+    return JointFlowPlan(
         name="blobs",
         grid=GridPlan(spacing=(2.0, 2.0, 2.0), shape=(16, 24, 16)),
         channels=["MRI"],

@@ -19,8 +19,9 @@ from diffaug.datasets.reading import read_dataset
 from diffaug.errors import DatasetError, DiffaugError
 from diffaug.generators.generator import Generator
 from diffaug.progress import Progress
+from diffaug.training.architectures import read_plan
 from diffaug.training.fit import fit_generator, split_cases
-from diffaug.training.plan import Plan, read_plan
+from diffaug.training.joint_flow.plan import JointFlowPlan
 from tests.training.conftest import blob_plan, write_blobs
 
 QUIET = Progress(quiet=True)
@@ -52,7 +53,7 @@ def test_output_is_a_generator_with_all_that_was_promised(fitted: Path) -> None:
     assert {"paint", "segment", "vary"} <= generator.verbs
     for name in ("montage.png", "curves.png", "private/montage.png"):
         assert (fitted / name).read_bytes().startswith(b"\x89PNG")
-    assert read_plan(fitted / "plan.json") == Plan.model_validate(generator.plan)
+    assert read_plan(fitted / "plan.json") == JointFlowPlan.model_validate(generator.plan)
 
 
 def test_scans_are_recorded_privately_and_not_on_the_card(fitted: Path, blobs: Path) -> None:
@@ -214,12 +215,12 @@ def test_split_without_a_table_holds_out_whole_cases(blobs: Path) -> None:
 def test_dry_run_plans_from_data_and_budget_and_writes_nothing(blobs: Path, tmp_path: Path) -> None:
     output = tmp_path / "fit"
     plan = fit_generator(read_dataset(blobs), output, budget=60, dry_run=True, progress=QUIET)
-    assert isinstance(plan, Plan)
+    assert isinstance(plan, JointFlowPlan)
     assert not output.exists()
     assert plan.grid.spacing == (2.0, 2.0, 2.0)
     assert all(n % 8 == 0 for n in plan.grid.shape)
     longer = fit_generator(read_dataset(blobs), output, budget=1200, dry_run=True, progress=QUIET)
-    assert isinstance(longer, Plan)
+    assert isinstance(longer, JointFlowPlan)
     assert longer.denoiser_training.steps > 5 * plan.denoiser_training.steps
 
 
@@ -296,7 +297,7 @@ def test_unlabelled_scans_of_two_channels_make_a_generator_without_labels(tmp_pa
             )
     dataset = read_dataset(tmp_path / "data", images=images)
     plan = fit_generator(dataset, tmp_path / "none", budget=60, dry_run=True, progress=QUIET)
-    assert isinstance(plan, Plan)
+    assert isinstance(plan, JointFlowPlan)
     small = blob_plan(steps=2)
     plan = plan.model_copy(
         update={

@@ -1,24 +1,21 @@
-"""The latent cache and the training of the joint denoiser on it."""
+"""The training of the joint denoiser on cached latents."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffaug.files import atomic_path
 from diffaug.generators.denoiser import JointDenoiser
 from diffaug.generators.samplers import add_noise
 from diffaug.generators.seeds import case_seed
 from diffaug.progress import Progress
-from diffaug.training.augmentation import Augmenter
-from diffaug.training.autoencoder import Autoencoders, one_hot
 from diffaug.training.cases import Canvases
-from diffaug.training.loop import History, run_loop
-from diffaug.training.plan import Plan
+from diffaug.training.joint_flow.autoencoder import Autoencoders, one_hot
+from diffaug.training.joint_flow.plan import JointFlowPlan
+from diffaug.training.latents import batches, cache_latents
+from diffaug.training.loop import AveragedTrainer, History, run_loop
 
 # What the denoiser is asked for, and how often. "joint": both at one level (sample). "paint": label clean.
 # "segment": image clean. "label": image at pure noise, so the label alone is modelled. "image": label at pure
@@ -28,7 +25,11 @@ TASKS = {"joint": 0.40, "paint": 0.25, "segment": 0.10, "label": 0.05, "image": 
 
 @torch.no_grad()
 def encode_cases(
-    networks: Autoencoders, plan: Plan, images: np.ndarray, labels: np.ndarray, accelerator: Accelerator
+    networks: Autoencoders,
+    plan: JointFlowPlan,
+    images: np.ndarray,
+    labels: np.ndarray,
+    accelerator: Accelerator,
 ) -> tuple[Tensor, Tensor]:
     """Grid volumes `(B, C, I, J, K)` and label indices `(B, I, J, K)` to float16 latents on the CPU."""
     with accelerator.autocast():
@@ -38,40 +39,6 @@ def encode_cases(
         else:
             label = networks.label.encode(one_hot(labels, len(plan.labels)).to(accelerator.device))
     return image.half().cpu(), label.half().cpu()
-
-
-def make_latents(
-    networks: Autoencoders,
-    plan: Plan,
-    training: Canvases,
-    folder: Path,
-    accelerator: Accelerator,
-    progress: Progress,
-) -> tuple[Tensor, Tensor]:
-    """Augmented encodings of all training cases, `(rounds, N, Z, i, j, k)` float16; one file a round, kept
-    in `folder`."""
-    rounds = plan.denoiser_training.rounds
-    files = [folder / f"round_{r:03d}.safetensors" for r in range(rounds)]
-    missing = [r for r in range(rounds) if not files[r].exists()]
-    if missing and accelerator.is_main_process:
-        augmenter = Augmenter(plan.augmentation, plan.grid.shape)
-        with progress.task("latent cache", total=rounds, completed=rounds - len(missing)) as task:
-            for r in missing:
-                parts = []
-                for batch in _batches(len(training), 8):
-                    seeds = [case_seed(plan.seed + 1, r * len(training) + n) for n in batch]
-                    images, labels = augmenter.draw_batch([training.case(n) for n in batch], seeds)
-                    parts.append(encode_cases(networks, plan, images, labels, accelerator))
-                latents = {
-                    "image": torch.cat([p[0] for p in parts]).contiguous(),
-                    "label": torch.cat([p[1] for p in parts]).contiguous(),
-                }
-                with atomic_path(files[r]) as temporary:
-                    save_file(latents, temporary)
-                task.advance()
-    accelerator.wait_for_everyone()
-    loaded = [load_file(file) for file in files]
-    return torch.stack([f["image"] for f in loaded]), torch.stack([f["label"] for f in loaded])
 
 
 def draw_levels(count: int, labelled: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -132,7 +99,7 @@ def velocity_losses(
 
 def train_denoiser(
     networks: Autoencoders,
-    plan: Plan,
+    plan: JointFlowPlan,
     training: Canvases,
     validation: Canvases,
     folder: Path,
@@ -143,7 +110,15 @@ def train_denoiser(
     """Train until the plan's iterations are done; returns the averaged network in evaluation mode."""
     settings = plan.denoiser_training
     networks.to(accelerator.device)
-    images, labels = make_latents(networks, plan, training, folder / "latents", accelerator, progress)
+
+    def encode(volumes: np.ndarray, indices: np.ndarray) -> dict[str, Tensor]:
+        image, label = encode_cases(networks, plan, volumes, indices, accelerator)
+        return {"image": image, "label": label}
+
+    latents = cache_latents(
+        encode, plan, settings.rounds, training, folder / "latents", accelerator, progress
+    )
+    images, labels = latents["image"], latents["label"]
     labelled = torch.from_numpy(np.asarray(training.labelled))
     torch.manual_seed(plan.seed + 2)
     denoiser = JointDenoiser(plan.denoiser)
@@ -178,7 +153,7 @@ def train_denoiser(
     def evaluate(module: nn.Module) -> dict[str, float]:
         return validation_losses(module, held_image, held_label, settings.label_weight, accelerator)
 
-    average, history = run_loop(
+    trainer = AveragedTrainer(
         accelerator=accelerator,
         module=denoiser,
         loss=loss,
@@ -188,13 +163,18 @@ def train_denoiser(
         weight_decay=settings.weight_decay,
         decay_fraction=settings.decay_fraction,
         ema=settings.ema,
+    )
+    history = run_loop(
+        trainer,
+        accelerator=accelerator,
+        steps=settings.steps,
         evaluate_every=plan.evaluate_every,
         checkpoint_every=plan.checkpoint_every,
         checkpoint=folder / "denoiser.pt",
         progress=progress,
         title="denoiser",
     )
-    average.copy_to(denoiser)
+    trainer.average.copy_to(denoiser)
     return denoiser.eval(), history
 
 
@@ -212,7 +192,7 @@ def validation_losses(
         sums = {"image": 0.0, "label": 0.0}
         for n, level in enumerate(levels):
             generator = torch.Generator().manual_seed(n)
-            for batch in _batches(len(image), 8):
+            for batch in batches(len(image), 8):
                 at = level.expand(len(batch)).to(accelerator.device)
                 clean = torch.zeros_like(at)
                 with accelerator.autocast():
@@ -233,8 +213,3 @@ def validation_losses(
             figures[f"{task}_label"] = sums["label"]
             total += label_weight * sums["label"]
     return figures | {"loss": total}
-
-
-def _batches(count: int, size: int) -> Iterator[list[int]]:
-    for start in range(0, count, size):
-        yield list(range(start, min(start + size, count)))

@@ -1,6 +1,5 @@
 """Training of the two autoencoders, together, on augmented volumes."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +13,16 @@ from diffaug.generators.autoencoder import Autoencoder
 from diffaug.generators.joint_flow import JointFlow
 from diffaug.generators.seeds import case_seed
 from diffaug.progress import Progress
-from diffaug.training.augmentation import Augmenter
+from diffaug.training.batches import AugmentedBatches, Batch
 from diffaug.training.cases import Canvases
-from diffaug.training.loop import History, run_loop
-from diffaug.training.plan import Plan
-
-Batch = tuple[NDArray[np.float32], NDArray[np.uint8]]
+from diffaug.training.joint_flow.plan import JointFlowPlan
+from diffaug.training.loop import AveragedTrainer, History, run_loop
 
 
 class Autoencoders(nn.Module):
     """The image autoencoder and, where labels are known, the label autoencoder."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: JointFlowPlan) -> None:
         super().__init__()
         noise = plan.autoencoder_training.latent_noise
         self.image = Autoencoder(plan.image_autoencoder, noise)
@@ -63,32 +60,8 @@ def one_hot(labels: NDArray[np.uint8] | Tensor, classes: int) -> Tensor:
     return F.one_hot(torch.as_tensor(np.array(labels)).long(), classes).movedim(-1, 1).float()
 
 
-class AugmentedBatches:
-    """Batch n of augmented cases, the next one being drawn by a thread while this one is used."""
-
-    def __init__(self, plan: Plan, canvases: Canvases, batch: int, rank: int, ranks: int) -> None:
-        self.plan, self.canvases, self.batch = plan, canvases, batch
-        self.rank, self.ranks = rank, ranks
-        self.augmenter = Augmenter(plan.augmentation, plan.grid.shape)
-        self.pool = ThreadPoolExecutor(1)
-        self.ahead: tuple[int, Future[Batch]] | None = None
-
-    def __call__(self, step: int) -> Batch:
-        drawn_ahead = self.ahead is not None and self.ahead[0] == step
-        batch = self.ahead[1].result() if self.ahead is not None and drawn_ahead else self._draw(step)
-        self.ahead = (step + 1, self.pool.submit(self._draw, step + 1))
-        return batch
-
-    def _draw(self, step: int) -> Batch:
-        seed = case_seed(self.plan.seed, 2 * step)
-        chosen = np.random.default_rng(seed).integers(len(self.canvases), size=self.batch)
-        mine = range(self.rank, self.batch, self.ranks)
-        cases = [self.canvases.case(int(chosen[n])) for n in mine]
-        return self.augmenter.draw_batch(cases, [case_seed(seed, n) for n in mine])
-
-
 def train_autoencoders(
-    plan: Plan,
+    plan: JointFlowPlan,
     training: Canvases,
     validation: Canvases,
     folder: Path,
@@ -132,7 +105,7 @@ def train_autoencoders(
         assert isinstance(module, Autoencoders)
         return validation_figures(module, held_out, classes, accelerator, settings.gradient_weight)
 
-    average, history = run_loop(
+    trainer = AveragedTrainer(
         accelerator=accelerator,
         module=networks,
         loss=loss,
@@ -142,13 +115,18 @@ def train_autoencoders(
         weight_decay=0.0,
         decay_fraction=0.5,
         ema=0.995,
+    )
+    history = run_loop(
+        trainer,
+        accelerator=accelerator,
+        steps=settings.steps,
         evaluate_every=plan.evaluate_every,
         checkpoint_every=plan.checkpoint_every,
         checkpoint=folder / "autoencoders.pt",
         progress=progress,
         title="autoencoders",
     )
-    average.copy_to(networks)
+    trainer.average.copy_to(networks)
     _standardise(networks, training, plan, accelerator)
     return networks.eval(), history
 
@@ -186,7 +164,9 @@ def validation_figures(
 
 
 @torch.no_grad()
-def _standardise(networks: Autoencoders, training: Canvases, plan: Plan, accelerator: Accelerator) -> None:
+def _standardise(
+    networks: Autoencoders, training: Canvases, plan: JointFlowPlan, accelerator: Accelerator
+) -> None:
     """Set the latents' running mean and variance to those of the training cases under the averaged
     weights."""
     norms = [m for m in networks.modules() if isinstance(m, nn.BatchNorm3d)]
