@@ -58,7 +58,9 @@ class Defaults(_Part):
     `benchmarks/generator_quality/choose.py`; a card of another generator may say otherwise.
     """
 
-    sampler: str = "adams-bashforth"
+    sampler: Literal["euler", "heun", "adams-bashforth", "ancestral", "ddim", "dpm-solver++"] = (
+        "adams-bashforth"
+    )
     steps: int = Field(default=10, ge=1)
     shift: float = Field(default=3.0, gt=0)
     guidance: float = Field(default=1.0, ge=0)
@@ -174,8 +176,16 @@ def read_card(path: Path) -> Card:
     except OSError as error:
         raise CardError(f"cannot read the card {path}: {error}") from error
     except ValidationError as error:
-        lines = "\n".join(f"  {'.'.join(map(str, e['loc'])) or 'card'}: {e['msg']}" for e in error.errors())
+        lines = "\n".join(f"  {_field(e['loc'])}: {e['msg']}" for e in error.errors())
         raise CardError(f"the card {path} is not valid:\n{lines}") from error
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    """A field's path in the file: without the architecture, by which its networks were chosen."""
+    path = [str(part) for part in location]
+    if len(path) > 1 and path[0] == "networks":
+        del path[1]
+    return ".".join(path) or "card"
 
 
 def card_json(card: Card) -> dict[str, Any]:

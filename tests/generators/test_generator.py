@@ -17,7 +17,9 @@ from diffaug.generators.generator import Generator, _fade_inside
 from diffaug.generators.grid import place
 from diffaug.generators.intensity import IntensityConvention, fit_intensity_map
 from diffaug.generators.joint_flow import JointFlow
+from diffaug.generators.model import Sampling
 from diffaug.generators.networks import VERBS, JointFlowNetworks
+from diffaug.generators.seeds import CaseNoise
 from tests.conftest import make_tiny_generator
 
 STEPS = 2
@@ -772,12 +774,13 @@ def test_a_generator_without_labels_samples_and_varies() -> None:
     sample = generator.sample(2, steps=STEPS)
     assert sample.image.shape == (2, 1, *GRID)
     assert not sample.label.any()
-    varied = generator.vary(image, None, SAME, strength=0.7, steps=STEPS, guidance=2.0)
+    varied = generator.vary(image, None, SAME, strength=0.7, steps=STEPS)
     assert not torch.equal(varied, image)
     mask = ball(GRID, (8, 12, 8), 4).expand(2, -1, -1, -1, -1)
     assert torch.equal(generator.inpaint(image, mask, None, SAME, steps=STEPS)[~mask], image[~mask])
-    # There is nothing to condition on, so guidance cannot matter, and neither can a label that may drift.
-    assert torch.equal(generator.vary(image, None, SAME, strength=0.7, steps=STEPS), varied)
+    # There is nothing to condition on, so guidance is refused, and a label that may drift changes nothing.
+    with pytest.raises(DiffaugError, match="knows no labels that could guide it: leave guidance=2"):
+        generator.vary(image, None, SAME, strength=0.7, steps=STEPS, guidance=2.0)
     assert torch.equal(
         generator.vary(image, label, SAME, strength=0.7, steps=STEPS, allow_label_drift=True), varied
     )
@@ -827,18 +830,14 @@ def test_a_verb_that_is_not_there_is_answered_with_those_that_are(verb: str) -> 
 def test_guidance_extrapolates_from_free_to_conditioned(tiny_generator: Generator) -> None:
     """One Euler step is linear in the velocity, so the latent is linear in the guidance."""
     model = tiny_generator.model
-    generator = torch.Generator().manual_seed(0)
-    noise, label_noise = (
-        torch.randn(1, 4, 4, 6, 4, generator=generator),
-        torch.randn(1, 2, 4, 6, 4, generator=generator),
-    )
-    label = torch.randn(1, 2, 4, 6, 4, generator=generator)
-    with torch.no_grad():
-        free, plain, guided = (
-            model.paint(label, noise, label_noise, steps=1, guidance=g) for g in (0.0, 1.0, 2.5)
-        )
-        without = model.paint(None, noise, label_noise, steps=1)
-    assert torch.allclose(free, without, atol=1e-5)
+    label = torch.randn(1, 2, 4, 6, 4, generator=torch.Generator().manual_seed(0))
+
+    def painted(condition: torch.Tensor, guidance: float) -> torch.Tensor:
+        with torch.no_grad():
+            return model.paint(condition, CaseNoise([3]), Sampling("euler", steps=1, guidance=guidance))
+
+    free, plain, guided = (painted(label, guidance) for guidance in (0.0, 1.0, 2.5))
+    assert torch.allclose(free, painted(label[:, :0], 1.0), atol=1e-5)
     assert not torch.allclose(plain, free, atol=1e-2)
     assert torch.allclose(guided, free + 2.5 * (plain - free), atol=1e-4)
 
