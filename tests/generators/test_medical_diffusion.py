@@ -1,0 +1,207 @@
+"""Medical Diffusion as a Generator: the latent scale, all samplers, SDEdit, both ways to inpaint."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from diffaug.errors import CardError, DiffaugError, LabelError, VerbError
+from diffaug.generators.diffusion import CosineSchedule
+from diffaug.generators.generator import Generator
+from diffaug.generators.medical_diffusion import scale, unscale
+from diffaug.generators.model import Sampling
+from diffaug.generators.seeds import CaseNoise
+from tests.generators.conftest import GRID
+
+Make = Callable[..., Generator]
+AFFINE = np.diag([2.0, 2, 2, 1])
+
+
+def volumes(count: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return (torch.rand(count, 1, *GRID, generator=generator) * 1000).round()
+
+
+def cuboid() -> torch.Tensor:
+    mask = torch.zeros(1, 1, *GRID, dtype=torch.bool)
+    mask[:, :, 4:9, 6:12, 3:8] = True
+    return mask
+
+
+def test_the_latent_scale_takes_the_range_to_one() -> None:
+    z = torch.tensor([-2.0, 0.25, 2.5, 5.0])
+    assert scale(z, (-2.0, 2.5)).tolist() == pytest.approx([-1, 0, 1, 2.1111], abs=1e-4)
+    assert torch.allclose(unscale(scale(z, (-2.0, 2.5)), (-2.0, 2.5)), z)
+
+
+def test_encode_and_decode_are_the_networks_with_depth_first(medical_generator: Make) -> None:
+    generator = medical_generator()
+    image = volumes()
+    z = generator.encode(image, AFFINE)
+    # The grid is 14 x 20 x 12; depth is its third axis and halved, height its first and quartered.
+    assert z.shape == (1, 3, 6, 4, 10)
+    low, high = float(image.min()), float(image.max())
+    network = ((image - low) / (high - low) * 2 - 1).permute(0, 1, 4, 2, 3)
+    with torch.no_grad():
+        expected = scale(generator.model.autoencoder.encode(network), (-2.0, 2.5))
+        assert torch.allclose(z, expected, atol=1e-4)
+        decoded = generator.model.autoencoder.decode(unscale(z, (-2.0, 2.5)), (12, 14, 20))
+    made = generator.decode(z)
+    assert made.shape == (1, 1, *GRID)
+    assert torch.allclose(made, (decoded.permute(0, 1, 3, 4, 2).clamp(-1, 1) + 1) * 500, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps"), [("ancestral", None), ("ancestral", 5), ("ddim", None), ("dpm-solver++", 4)]
+)
+def test_every_sampler_makes_the_same_case_from_a_seed(
+    medical_generator: Make, sampler: str, steps: int | None
+) -> None:
+    generator = medical_generator()
+    first = generator.sample(2, seed=[3, 4], sampler=sampler, steps=steps)
+    assert first.image.shape == (2, 1, *GRID)
+    assert bool(torch.isfinite(first.image).all())
+    assert not first.label.any()
+    again = generator.sample(1, seed=[4], sampler=sampler, steps=steps)
+    assert torch.equal(again.image[0], first.image[1])
+    assert not torch.equal(first.image[0], first.image[1])
+
+
+def test_a_whole_ancestral_run_is_ddpm(medical_generator: Make) -> None:
+    """Twelve steps with the authors' float32 tables, each with the next noise of the case's stream."""
+    model = medical_generator().model
+    tables = CosineSchedule(12).buffers()
+    stream = CaseNoise([7])
+    with torch.no_grad():
+        x = stream.draw(model.image_latent)
+        for step in reversed(range(12)):
+            noise = model.denoiser(x, torch.tensor([step]))
+            estimate = (
+                tables["sqrt_recip_alphas_cumprod"][step] * x
+                - tables["sqrt_recipm1_alphas_cumprod"][step] * noise
+            ).clamp(-1, 1)
+            x = tables["posterior_mean_coef1"][step] * estimate + tables["posterior_mean_coef2"][step] * x
+            if step:
+                deviation = (0.5 * tables["posterior_log_variance_clipped"][step]).exp()
+                x = x + deviation * stream.draw(model.image_latent)
+        found, label = model.sample(CaseNoise([7]), Sampling("ancestral", steps=12))
+    assert label.shape[1] == 0
+    assert (found - x).norm() / x.norm() < 1e-5
+
+
+def test_samplers_of_another_architecture_and_too_many_steps_are_refused(medical_generator: Make) -> None:
+    generator = medical_generator()
+    with pytest.raises(DiffaugError, match=r"no sampler 'euler'; it has ancestral, ddim, dpm-solver\+\+"):
+        generator.sample(1, sampler="euler")
+    with pytest.raises(DiffaugError, match="at least 1 and at most 12, got 13"):
+        generator.sample(1, steps=13)
+    with pytest.raises(DiffaugError, match="knows no labels that could guide"):
+        generator.sample(1, guidance=2.0)
+
+
+def test_vary_moves_more_with_strength_and_nothing_at_zero(medical_generator: Make) -> None:
+    generator = medical_generator()
+    image = volumes()
+    assert torch.equal(generator.vary(image, None, AFFINE, strength=0.0), image)
+    moved = [
+        float((generator.vary(image, None, AFFINE, strength=s, seed=2) - image).abs().mean())
+        for s in (0.1, 0.5, 1.0)
+    ]
+    assert 0 < moved[0] < moved[1] < moved[2]
+
+
+def test_vary_promises_no_label_unless_told_that_it_may_drift(medical_generator: Make) -> None:
+    generator = medical_generator()
+    image, label = volumes(), cuboid().to(torch.uint8)
+    with pytest.raises(LabelError, match="knows no labels and cannot preserve one"):
+        generator.vary(image, label, AFFINE)
+    varied = generator.vary(image, label, AFFINE, allow_label_drift=True, seed=1)
+    assert torch.equal(varied, generator.vary(image, None, AFFINE, seed=1))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm-solver++"])
+def test_inpainting_changes_the_mask_alone(medical_generator: Make, masked: bool, sampler: str) -> None:
+    generator = medical_generator(masked)
+    image, mask = volumes(), cuboid()
+    made = generator.inpaint(image, mask, None, AFFINE, sampler=sampler, seed=3)
+    assert torch.equal(made[~mask], image[~mask])
+    assert not torch.equal(made[mask], image[mask])
+
+
+def test_a_masked_denoiser_sees_the_masked_image_and_the_mask(medical_generator: Make) -> None:
+    generator = medical_generator(masked=True)
+    seen = []
+    generator.model.denoiser.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    image, mask = volumes(), cuboid()
+    generator.inpaint(image, mask, None, AFFINE, steps=1)
+    latent, region = seen[0][:, 3:6], seen[0][:, 6]
+    assert set(region.unique().tolist()) == {-1.0, 1.0}
+    # Nearest neighbour: the first voxel of each code's block, in the networks' axes.
+    assert torch.equal(region[0] > 0, mask[0, 0].permute(2, 0, 1)[::2, ::4, ::2])
+    low, high = float(image.min()), float(image.max())
+    network = (image - low) / (high - low) * 2 - 1
+    erased = torch.where(mask, 0.0, network)
+    assert torch.allclose(latent, generator.model.encode_image(erased), atol=1e-4)
+    # What lies below the mask does not reach the networks.
+    other = image.clone()
+    other[mask] = 500
+    generator.inpaint(other, mask, None, AFFINE, steps=1)
+    assert torch.equal(seen[1], seen[0])
+
+
+def test_a_masked_denoiser_only_inpaints(medical_generator: Make) -> None:
+    generator = medical_generator(masked=True)
+    assert generator.verbs == {"inpaint", "encode", "decode"}
+    with pytest.raises(VerbError, match="has no verb 'sample'"):
+        generator.sample(1)
+
+
+def test_without_clipping_ddim_avoids_the_last_step(medical_generator: Make) -> None:
+    generator = medical_generator(masked=True, clip=False)
+    steps = []
+    generator.model.denoiser.register_forward_pre_hook(lambda _, inputs: steps.append(int(inputs[1][0])))
+    generator.inpaint(volumes(), cuboid(), None, AFFINE, sampler="ddim", steps=4)
+    assert steps == [10, 7, 4, 1]
+
+
+def test_saved_and_loaded_it_makes_the_same_bytes(medical_generator: Make, tmp_path: Path) -> None:
+    generator = medical_generator()
+    before = generator.sample(1, seed=5).image
+    generator.save(tmp_path)
+    assert sorted(generator.card.files) == ["autoencoder.safetensors", "denoiser.safetensors"]
+    loaded = Generator.load(tmp_path)
+    assert torch.equal(loaded.sample(1, seed=5).image, before)
+    (tmp_path / "denoiser.safetensors").unlink()
+    with pytest.raises(CardError, match=r"denoiser\.safetensors is missing"):
+        Generator.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"axes": (0, 0, 1)}, "each of 0, 1 and 2 once"),
+        ({"latent_range": (1.0, 1.0)}, "low < high"),
+        ({"denoiser": {"channels": 5, "out_channels": 3, "dim": 8}}, "it must map 3, or 7"),
+    ],
+)
+def test_networks_that_do_not_fit_together_are_refused(
+    medical_generator: Make, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        medical_generator(**changes)
+
+
+def test_a_card_names_verbs_samplers_and_steps_that_its_networks_have(medical_generator: Make) -> None:
+    card = medical_generator().card
+    for update, message in (
+        ({"verbs": ["paint"]}, "these networks cannot paint"),
+        ({"defaults": {"sampler": "euler"}}, "medical-diffusion has"),
+        ({"defaults": {"sampler": "ddim", "steps": 50}}, "the schedule has 12"),
+        ({"architecture": "joint-flow"}, "the networks are those of medical-diffusion"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            type(card).model_validate(card.model_dump() | update)
