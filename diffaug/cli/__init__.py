@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from diffaug import __version__
 from diffaug.cli.build import build
+from diffaug.cli.checkpoints import export_app, import_app
 from diffaug.cli.fit import fit
 from diffaug.errors import DiffaugError
 
@@ -28,6 +29,8 @@ class _Commands(TyperGroup):
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False)
 app.command()(fit)
 app.command()(build)
+app.add_typer(import_app, name="import")
+app.add_typer(export_app, name="export")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,97 @@
+"""What checkpoints of Medical Diffusion do not say, and what may be said otherwise than they do."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+from diffaug.generators.intensity import IntensityConvention
+from diffaug.generators.vqgan import PaddingMode
+
+MEDICAL_DIFFUSION = (
+    "Khader F et al. Denoising diffusion probabilistic models for 3D medical image generation. Scientific "
+    "Reports 13:7303, 2023. doi:10.1038/s41598-023-34341-2"
+)
+DIFFTUMOR = "Chen Q et al. Towards Generalizable Tumor Synthesis. CVPR 2024"
+
+
+class Choices(BaseModel):
+    """Settings of an import; None where nothing is said.
+
+    `diffaug import medical-diffusion` has an option for each.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    downsampling: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
+        default=None, description="of the VQ-GAN: depth, height, width"
+    )
+    groups: PositiveInt | None = Field(default=None, description="of the VQ-GAN's normalisation")
+    padding: PaddingMode | None = Field(default=None, description="of the VQ-GAN's encoder")
+    denoiser_groups: PositiveInt | None = Field(default=None, description="of the U-Net's normalisation")
+    clip: bool | None = Field(default=None, description="samplers clip the clean latent to [-1, 1]")
+    sampler: str | None = None
+    steps: PositiveInt | None = Field(default=None, description="of the sampler")
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
+        default=None, description="of the volumes, voxels, in the grid's axes"
+    )
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(default=None, description="mm")
+    orientation: tuple[str, str, str] | None = Field(default=None, description="axis codes, such as RAS")
+    axes: tuple[int, int, int] | None = Field(
+        default=None, description="the grid's axes that the networks take for depth, height and width"
+    )
+    intensity: IntensityConvention | None = None
+    channels: list[str] | None = None
+    extent: Literal["object", "patch"] | None = None
+    licence: str | None = None
+    citation: list[str] | None = None
+    dataset: str | None = Field(default=None, description="what the networks were trained on")
+
+    def over(self, other: "Choices") -> "Choices":
+        """These choices, and the other's where these say nothing."""
+        said = {name: value for name in self.model_fields_set if (value := getattr(self, name)) is not None}
+        if "sampler" in said:
+            # The other's steps are those of its own sampler.
+            said.setdefault("steps", None)
+        return other.model_copy(update=said)
+
+
+def window(bounds: list[tuple[float, float]]) -> IntensityConvention:
+    """Fixed values (low, high), one pair a channel, become -1 and 1; what lies beyond is clipped."""
+    return IntensityConvention(kind="window", windows=bounds, typical=bounds, clip=1.0)
+
+
+def percentiles(low: float, high: float, typical: list[tuple[float, float]]) -> IntensityConvention:
+    """Each volume's own percentiles become -1 and 1; volumes made from nothing get the typical values."""
+    return IntensityConvention(kind="percentile", low=low, high=high, typical=typical, clip=1.0)
+
+
+def difftumor(steps: int) -> Choices:
+    """What DiffTumor's inpainting networks with a schedule of `steps` were trained with.
+
+    Those with 4 steps were sampled by all of them, clipped; those with 200 by 50 steps of DDIM, unclipped.
+    """
+    few = steps <= 4
+    return Choices(
+        downsampling=(4, 4, 4),
+        groups=32,
+        padding="replicate",
+        clip=few,
+        sampler="ancestral" if few else "ddim",
+        shape=(96, 96, 96),
+        spacing=(1.0, 1.0, 1.0),
+        orientation=("R", "A", "S"),
+        axes=(2, 0, 1),
+        intensity=window([(-175.0, 250.0)]),
+        channels=["CT"],
+        extent="patch",
+        licence="CC-BY-NC-ND: DiffTumor's terms, for its networks and what they make",
+        citation=[DIFFTUMOR, MEDICAL_DIFFUSION],
+        dataset="DiffTumor",
+    )
+
+
+def problems(error: ValidationError) -> str:
+    """What is wrong with which field, in one line."""
+    return "; ".join(
+        f"{'.'.join(map(str, e['loc']))}: {e['msg']}" if e["loc"] else str(e["msg"]) for e in error.errors()
+    )

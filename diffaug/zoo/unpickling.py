@@ -1,0 +1,82 @@
+"""Reading other people's torch checkpoints without executing anything in them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffaug.errors import CardError
+
+
+class _Inert:
+    """Stands for an object of a foreign library: what it holds is read, nothing of its class is there."""
+
+
+def _plain_dict(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
+# What Lightning checkpoints with a configuration of omegaconf hold beside tensors and plain values.
+_STAND_INS = {
+    "omegaconf.dictconfig.DictConfig": _Inert,
+    "omegaconf.listconfig.ListConfig": _Inert,
+    "omegaconf.base.Metadata": _Inert,
+    "omegaconf.base.ContainerMetadata": _Inert,
+    "omegaconf.nodes.AnyNode": _Inert,
+    "typing.Any": _Inert,
+    "builtins.int": _Inert,
+    "builtins.list": _Inert,
+    "builtins.dict": _Inert,
+    "collections.defaultdict": _plain_dict,
+}
+
+
+def read_checkpoint(path: Path) -> dict[Any, Any]:
+    """The tensors (on the CPU) and plain values of a torch checkpoint, in the zip or the older format.
+
+    Configurations of omegaconf come as dicts and lists, with interpolations as text; omegaconf is not
+    imported. Everything else is refused before it is made.
+
+    Raises:
+        CardError: the file cannot be read, is no checkpoint, or holds objects of any other kind.
+    """
+    allowed: list[Any] = [(stand_in, name) for name, stand_in in _STAND_INS.items()]
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise CardError(f"cannot read {path}: {error}") from error
+    try:
+        with file, torch.serialization.safe_globals(allowed):
+            content = _plain(torch.load(file, map_location="cpu", weights_only=True))
+    # What a damaged or hostile file makes torch raise is anything at all.
+    except Exception as error:
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            raise CardError(
+                f"{path} holds {found[1]!r}, which is neither a tensor nor a plain value: it was not loaded, "
+                "since loading it could run code. A checkpoint of Medical Diffusion does not hold it"
+            ) from error
+        raise CardError(
+            f"{path} is no checkpoint that torch can read, or is not complete ({_reason(error)})"
+        ) from error
+    if not isinstance(content, dict):
+        raise CardError(f"{path} holds a {type(content).__name__}, not the dictionary of a checkpoint")
+    return content
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, _Inert):
+        # Containers keep what they hold in `_content`, leaves in `_val`.
+        return _plain(vars(value).get("_content", vars(value).get("_val")))
+    return None if value is _Inert else value
+
+
+def _reason(error: Exception) -> str:
+    """The sentence of a torch error that says what is wrong."""
+    text = str(error)
+    found = re.search(r"Unpickler error: (.+)", text) or re.match(r"(.+?)(\. |\n|$)", text)
+    return f"{type(error).__name__}: {found[1]}" if found else type(error).__name__
