@@ -5,7 +5,6 @@ Modules and parameters have the names of the authors' checkpoints, which carry i
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from diffaug.errors import DiffaugError
 from diffaug.files import sha256_file
 from diffaug.generators.model import misfit
+from diffaug.zoo.unpickling import read_checkpoint
 
 # VGG16's layers by their index: convolutions (with their widths) and poolings; the rest are ReLUs.
 CONVOLUTIONS = {
@@ -123,7 +123,7 @@ def three_planes(a: Tensor, b: Tensor, lpips: LPIPS, generator: torch.Generator)
 
 
 def load_lpips(files: Mapping[str, str] | Sequence[str]) -> LPIPS:
-    """LPIPS with the weights in `files` together: safetensors, or PyTorch files with tensors alone.
+    """LPIPS with the weights in `files` together: safetensors or PyTorch files, such as the authors' `.ckpt`.
 
     Understood are LPIPS's own names, with or without `perceptual_model.` before them, and torchvision's
     VGG16 (`features.0.weight`). A mapping gives the SHA-256 that a file must have.
@@ -136,6 +136,8 @@ def load_lpips(files: Mapping[str, str] | Sequence[str]) -> LPIPS:
     state: dict[str, Tensor] = {k: v for k, v in expected.items() if k.startswith("scaling_layer")}
     for name in files:
         path = Path(name)
+        if not path.is_file():
+            raise DiffaugError(f"cannot read weights from {path}: there is no such file")
         if isinstance(files, Mapping) and sha256_file(path) != files[name]:
             raise DiffaugError(f"{path} is not the file of the plan: its SHA-256 is not {files[name]}")
         for key, tensor in _read(path).items():
@@ -153,13 +155,11 @@ def load_lpips(files: Mapping[str, str] | Sequence[str]) -> LPIPS:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        found: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:
-        raise DiffaugError(f"cannot read weights from {path}: {error}") from error
-    found = found.get("state_dict", found) if isinstance(found, dict) else {}
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except Exception as error:
+            raise DiffaugError(f"cannot read weights from {path}: {error}") from error
+    found = read_checkpoint(path)
+    found = found.get("state_dict", found)
     return {key: value for key, value in found.items() if isinstance(value, Tensor)}

@@ -73,4 +73,6 @@ class MedicalDiffusionPlan(PlanBase):
             )
         if sorted(self.axes) != [0, 1, 2]:
             problems.append(f"axes must name each of 0, 1 and 2 once, not {self.axes}")
+        if self.autoencoder_training.perceptual and min(self.grid.shape) < 16:
+            problems.append(f"LPIPS needs slices of at least 16 x 16 voxels, grid.shape is {self.grid.shape}")
         return problems

@@ -1,0 +1,451 @@
+"""Fitting Medical Diffusion: its losses and codebook in closed form, its repairs, and a fit end to end."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diffaug.datasets.reading import read_dataset
+from diffaug.errors import DiffaugError
+from diffaug.generators.factorised_unet import UNetConfig
+from diffaug.generators.generator import Generator
+from diffaug.generators.intensity import IntensityConvention
+from diffaug.generators.vqgan import Codebook, VQGANConfig
+from diffaug.progress import Progress
+from diffaug.training.architectures import read_plan
+from diffaug.training.fit import fit_generator
+from diffaug.training.loop import make_accelerator
+from diffaug.training.medical_diffusion import codebook
+from diffaug.training.medical_diffusion.autoencoder import Reconstruction, VQGANTrainer
+from diffaug.training.medical_diffusion.discriminators import (
+    Discriminators,
+    PatchDiscriminator,
+    adversarial,
+    feature_matching,
+    hinge,
+)
+from diffaug.training.medical_diffusion.perceptual import LPIPS, load_lpips, three_planes
+from diffaug.training.medical_diffusion.plan import (
+    AutoencoderTraining,
+    DenoiserTraining,
+    MedicalDiffusionPlan,
+)
+from diffaug.training.medical_diffusion.planning import plan_axes, plan_codes, plan_factor
+from diffaug.training.plan import GridPlan
+
+QUIET = Progress(quiet=True)
+KEYS = Path(__file__).parents[1] / "zoo" / "keys" / "medicaldiffusion-vqgan-222.keys.txt"
+
+
+def medical_plan(steps: int = 6, **autoencoder_training: object) -> MedicalDiffusionPlan:
+    """Networks of a few thousand weights; the grid's first axis does not divide by the down-sampling."""
+    return MedicalDiffusionPlan(
+        name="blobs",
+        grid=GridPlan(spacing=(2.0, 2.0, 2.0), shape=(15, 24, 16)),
+        channels=["MRI"],
+        labels={},
+        intensity=IntensityConvention(kind="percentile", typical=[(400.0, 900.0)]),
+        autoencoder=VQGANConfig(hidden=4, groups=4, downsampling=(2, 4, 4), codes=32, latent_channels=4),
+        denoiser=UNetConfig(channels=4, out_channels=4, dim=8, dim_mults=(1, 2), heads=2, head_dim=4),
+        diffusion_steps=20,
+        augmentation={},
+        autoencoder_training=AutoencoderTraining(
+            **{"steps": steps, "discriminator_start": steps // 2} | autoencoder_training
+        ),
+        denoiser_training=DenoiserTraining(steps=steps, batch=2, rounds=2),
+        evaluate_every=2,
+        checkpoint_every=1,
+    )
+
+
+def command(dataset: Path, output: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "diffaug", "fit", str(dataset), "--output", str(output), *more]
+
+
+@pytest.fixture(scope="module")
+def plan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("plans") / "plan.json"
+    file.write_text(medical_plan().model_dump_json())
+    return file
+
+
+@pytest.fixture(scope="module")
+def fitted(blobs: Path, plan_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("fits") / "blobs"
+    fit_generator(read_dataset(blobs), output, plan=plan_file, progress=QUIET)
+    return output
+
+
+# -- codebook ------------------------------------------------------------------------------------------------
+
+
+def latents(seed: int = 0, count: int = 2) -> Tensor:
+    return torch.randn(count, 3, 2, 3, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_codebook_begins_with_latents_of_the_batch() -> None:
+    book, z = Codebook(10, 3), latents()
+    codebook.initialise(book, z, torch.Generator().manual_seed(1))
+    rows = z.movedim(1, -1).reshape(-1, 3)
+    assert all((rows == code).all(dim=1).any() for code in book.embeddings)
+    assert len(book.embeddings.unique(dim=0)) == 10
+    assert torch.equal(book.z_avg, book.embeddings)
+    assert torch.equal(book.N, torch.ones(10))
+
+
+def test_a_batch_smaller_than_the_codebook_is_repeated_with_noise() -> None:
+    book, z = Codebook(100, 3), latents(count=1)
+    codebook.initialise(book, z, torch.Generator().manual_seed(1))
+    rows = z.movedim(1, -1).reshape(-1, 3)
+    nearest = (book.embeddings[:, None] - rows).norm(dim=2).amin(dim=1)
+    assert 0 < nearest.max() < 0.05
+    assert len(book.embeddings.unique(dim=0)) == 100
+
+
+def test_an_initialised_codebook_is_never_overwritten() -> None:
+    """The original forgets on resuming that its codebook was filled, and fills it again."""
+    book = Codebook(10, 3)
+    codebook.initialise(book, latents(0), torch.Generator().manual_seed(1))
+    resumed = Codebook(10, 3)
+    resumed.load_state_dict(book.state_dict())
+    codebook.initialise(resumed, latents(5), torch.Generator().manual_seed(2))
+    assert torch.equal(resumed.embeddings, book.embeddings)
+
+
+def test_codes_follow_the_moving_average_of_their_latents() -> None:
+    book = Codebook(2, 1)
+    book.embeddings.copy_(torch.tensor([[0.0], [10.0]]))
+    book.z_avg.copy_(torch.tensor([[0.0], [50.0]]))
+    book.N.copy_(torch.tensor([4.0, 5.0]))
+    z = torch.tensor([1.0, 3.0, 12.0]).view(1, 1, 1, 1, 3)
+    codebook.update(book, z, book.nearest(z), torch.Generator())
+    counts = torch.tensor([0.99 * 4 + 0.01 * 2, 0.99 * 5 + 0.01 * 1])
+    sums = torch.tensor([0.01 * 4, 0.99 * 50 + 0.01 * 12])
+    total = counts.sum()
+    weights = (counts + 1e-7) / (total + 2 * 1e-7) * total
+    assert torch.allclose(book.N, counts)
+    assert torch.allclose(book.embeddings[:, 0], sums / weights)
+
+
+def test_dead_codes_become_latents_of_the_batch_until_the_next_update() -> None:
+    book = Codebook(3, 1)
+    book.embeddings.copy_(torch.tensor([[0.0], [1.0], [99.0]]))
+    book.z_avg.copy_(torch.tensor([[0.0], [5.0], [49.5]]))
+    book.N.copy_(torch.tensor([5.0, 5.0, 0.5]))
+    z = torch.tensor([0.1, 0.9, 1.1, 0.2]).view(1, 1, 1, 1, 4)
+    codebook.update(book, z, book.nearest(z), torch.Generator())
+    assert float(book.embeddings[2]) in [pytest.approx(v) for v in (0.1, 0.9, 1.1, 0.2)]
+    assert book.N[2] == pytest.approx(0.495)
+    assert book.z_avg[2] == pytest.approx(49.5 * 0.99)
+
+
+def test_perplexity_counts_codes_that_are_used_alike() -> None:
+    assert codebook.perplexity(torch.tensor([0, 1, 2, 3]), 16) == pytest.approx(4, rel=1e-4)
+    assert codebook.perplexity(torch.tensor([5, 5, 5]), 16) == pytest.approx(1, rel=1e-4)
+
+
+def test_gradients_pass_the_quantiser() -> None:
+    module = Reconstruction(medical_plan().autoencoder)
+    output, commitment, z, indices = module(torch.randn(1, 1, 15, 24, 16))
+    assert output.shape == (1, 1, 15, 24, 16), "sizes that do not divide are padded and cut back"
+    assert not z.requires_grad
+    assert indices.shape == (1, 8, 6, 4)
+    (gradient,) = torch.autograd.grad(output.sum(), module.vqgan.pre_vq_conv.conv.weight, retain_graph=True)
+    assert gradient.abs().sum() > 0
+    codes = module.vqgan.codebook.look_up(indices)
+    assert commitment.item() == pytest.approx(float((z - codes).square().mean()), rel=1e-5)
+
+
+# -- discriminators and LPIPS --------------------------------------------------------------------------------
+
+
+def test_keys_of_discriminators_and_lpips_are_those_of_the_checkpoints() -> None:
+    listed = [line.split("\t") for line in KEYS.read_text().splitlines()]
+    with torch.device("meta"):
+        modules = {"": Discriminators(), "perceptual_model.": LPIPS()}
+    own = {p + k: t for p, m in modules.items() for k, t in m.state_dict().items()}
+    wanted = {k: (s, d) for k, s, d in listed if k.startswith(("image_d", "video_d", "perceptual"))}
+    assert {k: (str(tuple(t.shape)), str(t.dtype)) for k, t in own.items()} == wanted
+    counts = [sum(p.numel() for p in PatchDiscriminator(d).parameters()) for d in (2, 3)]
+    assert counts == [2764481, 11049665]
+    assert sum(p.numel() for p in LPIPS().parameters()) == 14716160
+
+
+def test_discriminators_judge_the_chosen_slices_and_the_volume() -> None:
+    judges = Discriminators(norm="group").eval()
+    x = torch.randn(2, 1, 8, 16, 16)
+    slices = torch.tensor([1, 6])
+    image, video = judges(x, slices)
+    assert [f.shape[1] for f in image] == [f.shape[1] for f in video] == [64, 128, 256, 512, 1]
+    expected = judges.image_discriminator(torch.stack([x[0, :, 1], x[1, :, 6]]))
+    assert torch.equal(image[-1], expected[-1])
+
+
+def test_adversarial_losses_in_closed_form() -> None:
+    def outputs(feature: float, logit: float) -> list[list[Tensor]]:
+        return [[torch.full((2, 3), feature), torch.full((2, 1), logit)]] * 2
+
+    real, fake = outputs(1.0, 0.25), outputs(3.0, -0.5)
+    assert hinge(real, fake).item() == pytest.approx(2 * 0.5 * (0.75 + 0.5))
+    assert hinge(outputs(0, 2), outputs(0, -2)).item() == 0
+    assert adversarial(fake).item() == pytest.approx(2 * 0.5)
+    assert feature_matching(real, fake).item() == pytest.approx(2 * 2.0), "the logits do not count"
+
+
+def lpips_files(folder: Path) -> list[str]:
+    """Random weights as a user would have them: torchvision's VGG16, and LPIPS's linear heads."""
+    torch.manual_seed(0)
+    state = LPIPS().state_dict()
+    vgg = {f"features.{k.split('.', 2)[2]}": v for k, v in state.items() if k.startswith("net.")}
+    heads = {k: v.abs() for k, v in state.items() if k.startswith("lin")}
+    torch.save(vgg | {"classifier.0.weight": torch.zeros(2)}, folder / "vgg16.pth")
+    torch.save(heads, folder / "vgg.pth")
+    return [str(folder / "vgg16.pth"), str(folder / "vgg.pth")]
+
+
+def test_lpips_is_the_same_every_time_in_training_too(tmp_path: Path) -> None:
+    """The original's is put into training mode with the rest, where its dropout is active."""
+    lpips = load_lpips(lpips_files(tmp_path))
+    a, b = torch.rand(2, 1, 32, 32) * 2 - 1, torch.rand(2, 1, 32, 32) * 2 - 1
+    module = torch.nn.ModuleList([lpips]).train()
+    first = module[0](a, b)
+    assert first.shape == (2,)
+    assert torch.equal(first, lpips(a, b))
+    assert (first > 0).all()
+    assert torch.equal(lpips(a, a), torch.zeros(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(lpips(a, b), first), "float32 under mixed precision"
+    assert not any(p.requires_grad for p in lpips.parameters())
+
+
+def test_lpips_of_a_volume_sees_slices_of_all_three_axes() -> None:
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            seen.append(a.shape[2:])
+            return (a - b).abs().mean(dim=(1, 2, 3))
+
+    x = torch.zeros(2, 1, 4, 6, 8)
+    total = three_planes(x, x + 1, Spy(), torch.Generator().manual_seed(0))
+    assert seen == [(6, 8), (4, 8), (4, 6)]
+    assert total.item() == pytest.approx(3.0)
+
+
+def test_lpips_weights_come_from_local_files_alone(tmp_path: Path) -> None:
+    vgg, heads = lpips_files(tmp_path)
+    with pytest.raises(DiffaugError, match=r"vgg16\.pth do not hold the weights of LPIPS.*lin0"):
+        load_lpips([vgg])
+    with pytest.raises(DiffaugError, match="not the file of the plan"):
+        load_lpips({vgg: "0" * 64, heads: "0" * 64})
+    with pytest.raises(DiffaugError, match=r"cannot read weights from .*missing\.pth"):
+        load_lpips([str(tmp_path / "missing.pth")])
+
+
+# -- trainer -------------------------------------------------------------------------------------------------
+
+
+class FixedBatches:
+    """Two volumes, whatever the step."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.volumes = torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+    def __call__(self, step: int) -> tuple[object, object]:
+        return self.volumes.numpy(), None
+
+
+def trainer(plan: MedicalDiffusionPlan, lpips: LPIPS | None = None) -> VQGANTrainer:
+    batches = FixedBatches(plan.grid.shape)
+    return VQGANTrainer(plan, batches, [batches.volumes[:1]], make_accelerator("cpu"), None, lpips)
+
+
+def test_resumed_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    plan = medical_plan(steps=4, discriminator_start=1)
+    through = trainer(plan)
+    for step in range(4):
+        losses = through.step(step)
+    assert {"reconstruction", "commitment", "adversarial", "features", "discriminators"} <= losses.keys()
+    stopped = trainer(plan)
+    for step in range(2):
+        stopped.step(step)
+    torch.save(stopped.state_dict(), tmp_path / "state.pt")
+    resumed = trainer(plan)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for step in range(2, 4):
+        resumed.step(step)
+    for name in ("module", "discriminators"):
+        expected, found = through.state_dict()[name], resumed.state_dict()[name]
+        assert all(torch.equal(expected[k], found[k]) for k in expected), name
+
+
+def test_discriminators_take_part_from_their_step_on() -> None:
+    run = trainer(medical_plan(steps=3, discriminator_start=2))
+    before = {k: v.clone() for k, v in run.discriminators.state_dict().items()}
+    assert "adversarial" not in run.step(0) | run.step(1)
+    assert all(torch.equal(before[k], v) for k, v in run.discriminators.state_dict().items())
+    assert "adversarial" in run.step(2)
+    assert not all(torch.equal(before[k], v) for k, v in run.discriminators.state_dict().items())
+
+
+def test_the_perceptual_loss_is_part_of_training_where_weights_are_given(tmp_path: Path) -> None:
+    larger = GridPlan(spacing=(2.0, 2.0, 2.0), shape=(16, 24, 16))
+    plan = medical_plan(steps=1).model_copy(update={"grid": larger})
+    losses = trainer(plan, load_lpips(lpips_files(tmp_path))).step(0)
+    assert losses["perceptual"] > 0
+    expected = (
+        4 * losses["reconstruction"]
+        + 0.25 * losses["commitment"]
+        + 4 * losses["perceptual"]
+        + losses["adversarial"]
+        + 4 * losses["features"]
+    )
+    assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_training_lowers_the_reconstruction_loss() -> None:
+    run = trainer(medical_plan(steps=60, discriminator_start=60))
+    before = run.evaluate()["loss"]
+    for step in range(60):
+        run.step(step)
+    figures = run.evaluate()
+    assert figures["loss"] < 0.8 * before
+    assert 0 <= figures["clipped"] < 0.2
+    assert 1 <= figures["perplexity"] <= 32
+    assert 0 < figures["live_codes"] <= 1
+
+
+# -- plan ----------------------------------------------------------------------------------------------------
+
+
+def test_factors_are_the_published_ones() -> None:
+    assert plan_factor((40, 56, 40)) == plan_factor((64, 64, 64)) == 2
+    assert plan_factor((32, 256, 256)) == plan_factor((128, 128, 128)) == 4
+    assert plan_factor((256, 256, 128)) == 8
+    with pytest.raises(DiffaugError, match="512 x 512 x 512 voxels"):
+        plan_factor((512, 512, 512))
+
+
+def test_depth_is_the_coarsest_axis_or_the_one_that_wastes_least() -> None:
+    assert plan_axes(GridPlan(spacing=(1, 1, 3), shape=(64, 64, 32)), 2, 8)[0] == 2
+    assert plan_axes(GridPlan(spacing=(4, 1, 1), shape=(32, 64, 64)), 2, 8) == (0, 1, 2)
+    # 40 x 56 x 40 at a factor of 2 is 20 x 28 x 20: 28 pads to 32, 20 to 24.
+    assert plan_axes(GridPlan(spacing=(1, 1, 1), shape=(40, 56, 40)), 2, 8) == (2, 0, 1)
+
+
+def test_codebooks_are_as_large_as_a_batch_keeps_alive() -> None:
+    assert plan_codes(22400) == 2048
+    assert plan_codes(10**6) == 16384
+    assert plan_codes(10) == 16
+
+
+# -- the whole fit -------------------------------------------------------------------------------------------
+
+
+def test_a_fit_makes_a_generator_with_all_that_was_promised(fitted: Path) -> None:
+    generator = Generator.load(fitted)
+    assert generator.card.architecture == "medical-diffusion"
+    assert generator.verbs == {"sample", "vary", "inpaint", "encode", "decode"}
+    assert generator.sample(1, steps=2).image.shape == (1, 1, 15, 24, 16)
+    assert {"reconstruction_psnr_db", "live_codes", "clipped_latents", "noise_loss"} <= set(
+        generator.card.figures
+    )
+    for name in ("montage.png", "curves.png", "private/montage.png"):
+        assert (fitted / name).read_bytes().startswith(b"\x89PNG")
+    assert read_plan(fitted / "plan.json") == MedicalDiffusionPlan.model_validate(generator.plan)
+    low, high = generator.card.networks.latent_range
+    assert (low, high) == generator.model.autoencoder.codebook.range(live_only=True)
+    assert bool(generator.model.autoencoder.codebook.initialised)
+
+
+def test_checkpoints_hold_the_optimizers(fitted: Path) -> None:
+    for name, keys in (
+        ("autoencoder.pt", {"optimizer", "discriminator_optimizer", "discriminators", "module"}),
+        ("denoiser.pt", {"optimizer", "module", "average"}),
+    ):
+        state = torch.load(fitted / "private" / name, weights_only=True)
+        assert keys <= state.keys()
+        assert len(state["optimizer"]["state"]) > 0
+        assert state["step"] == 6
+
+
+def test_validation_cases_are_not_trained_on(fitted: Path, blobs: Path) -> None:
+    sidecar = json.loads((fitted / "private" / "training_scans.json").read_text())
+    assert len(sidecar["scans"]) == len(read_dataset(blobs).cases) - 1
+
+
+def test_start_from_another_fit_keeps_its_autoencoder(fitted: Path, blobs: Path, tmp_path: Path) -> None:
+    plan = medical_plan(steps=2)
+    kept = plan.autoencoder_training.model_copy(update={"steps": 0})
+    (tmp_path / "plan.json").write_text(
+        plan.model_copy(update={"autoencoder_training": kept}).model_dump_json()
+    )
+    fit_generator(
+        read_dataset(blobs), tmp_path / "warm", plan=tmp_path / "plan.json", init=fitted, progress=QUIET
+    )
+    old, new = (load_file(f / "autoencoder.safetensors") for f in (fitted, tmp_path / "warm"))
+    assert all(torch.equal(old[k], new[k]) for k in old)
+    assert Generator.load(tmp_path / "warm").card.training.init == Generator.load(fitted).weights_hash
+
+
+def test_architectures_do_not_mix(fitted: Path, blobs: Path, plan_file: Path, tmp_path: Path) -> None:
+    data = read_dataset(blobs)
+    with pytest.raises(DiffaugError, match="cannot start from hippocampus-mr: it is a joint-flow generator"):
+        fit_generator(data, tmp_path / "a", plan=plan_file, init="hippocampus-mr", progress=QUIET)
+    with pytest.raises(
+        DiffaugError, match="architecture: 'medical-diffusion' in the plan, 'joint-flow' given"
+    ):
+        fit_generator(data, fitted, architecture="joint-flow", progress=QUIET)
+
+
+def test_a_plan_that_does_not_fit_together_is_refused(blobs: Path, tmp_path: Path) -> None:
+    plan = medical_plan()
+    for update, message in (
+        ({"denoiser": UNetConfig(dim=8)}, "must be autoencoder.latent_channels, 4"),
+        ({"axes": (0, 0, 1)}, "axes must name each"),
+        (
+            {
+                "autoencoder_training": AutoencoderTraining(
+                    steps=1, discriminator_start=0, perceptual={"a": "b"}
+                )
+            },
+            "LPIPS needs slices of at least 16 x 16",
+        ),
+        ({"labels": {0: "background"}}, "medical-diffusion with this dataset needs {}"),
+    ):
+        (tmp_path / "plan.json").write_text(plan.model_copy(update=update).model_dump_json())
+        with pytest.raises(DiffaugError, match=message):
+            fit_generator(read_dataset(blobs), tmp_path / "f", plan=tmp_path / "plan.json", progress=QUIET)
+    assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed_gives_the_same_weights(
+    blobs: Path, plan_file: Path, tmp_path: Path
+) -> None:
+    """SIGKILL in every stage; the weights, codebook included, equal those of an uninterrupted run."""
+    whole, output = tmp_path / "whole", tmp_path / "interrupted"
+    subprocess.run(command(blobs, whole, "--plan", str(plan_file)), check=True, stderr=subprocess.DEVNULL)
+    stages = ("training/images.npy", "autoencoder.pt", "latents/round_000.safetensors", "denoiser.pt")
+    killed = 0
+    for stage in stages:
+        process = subprocess.Popen(
+            command(blobs, output, "--plan", str(plan_file)), stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and not (output / "private" / stage).exists():
+            time.sleep(0.002)
+        killed += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert killed == len(stages)
+    subprocess.run(command(blobs, output, "--plan", str(plan_file)), check=True, stderr=subprocess.DEVNULL)
+    for name in ("autoencoder.safetensors", "denoiser.safetensors"):
+        uninterrupted, resumed = (load_file(f / name) for f in (whole, output))
+        assert all(torch.equal(uninterrupted[k], resumed[k]) for k in uninterrupted)
