@@ -17,6 +17,15 @@ class Architecture(StrEnum):
     MEDICAL_DIFFUSION = "medical-diffusion"
 
 
+class Preset(StrEnum):
+    """Published recipes that can be fitted."""
+
+    KNEE_MRNET = "knee-mrnet"
+    BRAIN_ADNI = "brain-adni"
+    BREAST_DUKE = "breast-duke"
+    CHEST_LIDC = "chest-lidc"
+
+
 class Axis(StrEnum):
     """Anatomical axes along which a mirrored case is still a plausible one."""
 
@@ -76,7 +85,14 @@ def fit(
         Architecture | None,
         typer.Option(
             help="The flagship, or the VQ-GAN and diffusion of Khader et al. 2023, which know no labels.",
-            show_default="joint-flow",
+            show_default="joint-flow, or the preset's",
+        ),
+    ] = None,
+    preset: Annotated[
+        Preset | None,
+        typer.Option(
+            help="Grid, intensities, down-sampling and mirroring of a data set of Khader et al. 2023; "
+            "implies their architecture."
         ),
     ] = None,
     budget: Annotated[
@@ -119,6 +135,7 @@ def fit(
         read_dataset(dataset, images=images, labels=labels, split=split, patients=patients),
         output,
         architecture=architecture.value if architecture else None,
+        preset=preset.value if preset else None,
         name=name,
         budget=None if budget is None else parse_duration(budget),
         plan=plan,

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from diffaug.errors import CardError
-from diffaug.generators.grid import Grid
+from diffaug.generators.grid import Grid, Outside
 from diffaug.generators.intensity import IntensityConvention
 from diffaug.generators.networks import JointFlowNetworks, MedicalDiffusionNetworks
 
@@ -35,11 +35,13 @@ class _Part(BaseModel):
 
 
 class CardGrid(_Part):
-    """Orientation (axis codes), spacing (mm) and shape (voxels) of the volumes that the generator makes."""
+    """Orientation (axis codes), spacing (mm) and shape (voxels) of the volumes that the generator makes, and
+    what it sees beyond the end of a scan."""
 
     orientation: tuple[str, str, str]
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    outside: Outside = "mirror"
 
     @field_validator("orientation")
     @classmethod
@@ -162,7 +164,7 @@ class Card(_Part):
 
     def to_grid(self) -> Grid:
         """The grid as geometry."""
-        return Grid(self.grid.orientation, self.grid.spacing, self.grid.shape)
+        return Grid(self.grid.orientation, self.grid.spacing, self.grid.shape, self.grid.outside)
 
 
 def read_card(path: Path) -> Card:

@@ -489,7 +489,7 @@ class Generator:
         for n, (a, box) in enumerate(zip(_affines(affine, len(image)), boxes, strict=True)):
             row = None if label is None else label[n]
             case = self._place(image.shape[2:], a, label=row, label_mapping=label_mapping, box=box)
-            on_grid = case.placement.to_grid(image[n : n + 1], intensity[n].normalise)
+            on_grid = case.placement.image_to_grid(image[n : n + 1], intensity[n].normalise)
             cases.append(_Case(case.placement, on_grid, intensity[n], case.one_hot))
         return cases
 

@@ -7,6 +7,7 @@ a fraction of a turn: an oblique volume keeps its own axes, named by the nearest
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +20,8 @@ from diffaug.errors import DiffaugError
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 # Half-open voxel bounds on each axis of a volume in the grid's orientation.
 Window = list[tuple[int, int]]
+# What images show on a grid beyond the end of the scan: its mirror image, or the low end of its intensities.
+Outside = Literal["mirror", "background"]
 
 # A volume whose extent exceeds the grid by more than this factor on an axis is a "larger scan": where in it
 # the object lies has to be said by a label or a box.
@@ -31,11 +34,13 @@ RIM = 4
 
 @dataclass(frozen=True)
 class Grid:
-    """Orientation (axis codes, such as ("R", "A", "S")), spacing (mm) and shape (voxels) of volumes."""
+    """Orientation (axis codes, such as ("R", "A", "S")), spacing (mm) and shape (voxels) of volumes, and what
+    images show beyond the end of a scan."""
 
     orientation: tuple[str, str, str]
     spacing: tuple[float, float, float]
     shape: tuple[int, int, int]
+    outside: Outside = "mirror"
 
     @property
     def affine(self) -> NDArray[np.float64]:
@@ -150,6 +155,14 @@ class Placement:
         for axis in range(3):
             volume = _antialias(volume, axis, self.ratio[axis])
         return _sample(volume, positions, padding="reflection")
+
+    def image_to_grid(self, image: Tensor, prepare: Callable[[Tensor], Tensor] = Tensor.float) -> Tensor:
+        """`to_grid` for an image that `prepare` brings to network units: beyond the volume it is what the
+        grid says."""
+        values = self.to_grid(image, prepare)
+        if self.grid.outside == "mirror":
+            return values
+        return torch.where(self._inside().to(values.device) > 0, values, values.new_tensor(-1.0))
 
     def label_to_grid(self, label: Tensor, prepare: Callable[[Tensor], Tensor] = Tensor.float) -> Tensor:
         """Resample a label map onto the grid; outside the volume it is background.

@@ -63,7 +63,7 @@ def make_canvases(plan: PlanBase, cases: tuple[CaseFiles, ...], folder: Path, pr
                     grid, image.shape[1:], loaded.affine, foreground=None if label is None else label[0] > 0
                 )
                 normalised = fit_intensity_map(image, plan.intensity).normalise(image)
-                images[n] = placement.to_grid(normalised[None])[0].numpy()
+                images[n] = placement.image_to_grid(normalised[None])[0].numpy()
                 if label is not None and plan.labels:
                     one_hot = vocabulary.one_hot(label[None])
                     labels[n] = placement.label_to_grid(one_hot)[0].argmax(dim=0).numpy()
@@ -84,4 +84,4 @@ def canvas_grid(plan: PlanBase) -> Grid:
     """The plan's grid with the augmentation's margin on every side."""
     margin = plan.augmentation.margin
     i, j, k = (n + 2 * margin for n in plan.grid.shape)
-    return Grid(plan.grid.orientation, plan.grid.spacing, (i, j, k))
+    return Grid(plan.grid.orientation, plan.grid.spacing, (i, j, k), plan.grid.outside)

@@ -21,6 +21,7 @@ from diffaug.training.architectures import Plan, make_plan, read_plan, train
 from diffaug.training.cases import make_canvases
 from diffaug.training.fingerprint import Fingerprint, file_hashes, record_training_scans, take_fingerprint
 from diffaug.training.loop import make_accelerator
+from diffaug.training.medical_diffusion.presets import find_preset
 from diffaug.training.planning import Request
 from diffaug.training.report import validation_report
 from diffaug.training.trained import Trained
@@ -30,6 +31,7 @@ from diffaug.zoo import load
 HELD_OUT = 0.1
 PRIVATE = "private"
 DEFAULT_ARCHITECTURE = "joint-flow"
+PRESET_ARCHITECTURE = "medical-diffusion"
 DESCRIPTIONS = {
     "joint-flow": "Joint image and label flow-matching generator",
     "medical-diffusion": "Medical Diffusion generator (VQ-GAN and diffusion, without labels)",
@@ -76,21 +78,24 @@ def fit_generator(
             split a tenth of the patients is held out.
         output: folder of the generator. `private/` in it holds everything that must not be shared, among it
             the checkpoints that an interrupted fit continues from.
-        architecture: "joint-flow" (default), or "medical-diffusion", which knows no labels.
-        preset: name of a recipe of Medical Diffusion's that fixes grid, intensity and down-sampling.
+        architecture: "joint-flow" (default), or "medical-diffusion" (default with a preset), which knows no
+            labels.
+        preset: name of a recipe of Medical Diffusion's that fixes grid, intensity, down-sampling and
+            augmentation.
         budget: seconds of training to plan for, 4 hours unless given. It fixes numbers of iterations; nothing
             depends on the clock later. Part of the plan, as all of the following are.
         plan: a plan file to train by instead.
         init: name or folder of a generator to start from.
         name, mirror_axes, seed: given beside a plan that says otherwise they are an error. Default: the
-            output folder's name, none, and 0. mirror_axes are grid axes (0 left-right, 1 posterior-anterior,
-            2 inferior-superior) along which a mirrored case is still a plausible one.
+            output folder's name, the preset's or none, and 0. mirror_axes are grid axes (0 left-right, 1
+            posterior-anterior, 2 inferior-superior) along which a mirrored case is still a plausible one.
         device: "cpu" keeps a GPU out of it; otherwise accelerate's choice (the GPU where there is one).
 
     Raises:
         DatasetError: everything that is wrong with the data, before any training.
-        DiffaugError: a folder that holds another fit, a plan that does not fit the data.
+        DiffaugError: a folder that holds another fit, a plan or preset that does not fit the data.
     """
+    architecture = _architecture(architecture, preset)
     progress = progress or Progress()
     accelerator = make_accelerator(device)
     private = output / PRIVATE
@@ -169,6 +174,18 @@ def fit_generator(
     accelerator.wait_for_everyone()
     # As anybody else will load it: with the weights as they were written, and their hash on the card.
     return Generator.load(output)
+
+
+def _architecture(asked: str | None, preset: str | None) -> str | None:
+    """The architecture that was asked for, a preset implying its own."""
+    if preset is None:
+        return asked
+    find_preset(preset)
+    if asked not in (None, PRESET_ARCHITECTURE):
+        raise DiffaugError(
+            f"{preset} is a preset of {PRESET_ARCHITECTURE}, not of {asked}: leave one of them out"
+        )
+    return PRESET_ARCHITECTURE
 
 
 def split_cases(dataset: Dataset, seed: int) -> Subsets:

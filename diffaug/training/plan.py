@@ -4,18 +4,21 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from diffaug.generators.grid import Outside
 from diffaug.generators.intensity import IntensityConvention
 from diffaug.training.augmentation import AugmentationConfig
 
 
 class GridPlan(BaseModel):
-    """Orientation (axis codes), spacing (mm) and shape (voxels) of the generator's grid."""
+    """Orientation (axis codes), spacing (mm) and shape (voxels) of the generator's grid, and what it shows
+    beyond the end of a scan."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     orientation: tuple[str, str, str] = ("R", "A", "S")
     spacing: tuple[float, float, float]
     shape: tuple[int, int, int]
+    outside: Outside = "mirror"
 
 
 class PlanBase(BaseModel):

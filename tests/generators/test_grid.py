@@ -510,3 +510,22 @@ def test_a_resampled_label_keeps_its_volume_and_place() -> None:
     assert found.sum() * 1.5**3 == pytest.approx(4 / 3 * np.pi * 10**3, rel=0.03)
     centre = (world_coordinates(grid.shape, grid.affine) * found).sum(axis=(1, 2, 3)) / found.sum()
     assert centre == pytest.approx([4, -3, 2], abs=0.15)
+
+
+def test_beyond_the_scan_lies_its_mirror_image_or_background() -> None:
+    volume = torch.linspace(0, 1, 6).view(1, 1, 6, 1, 1).expand(1, 1, 6, 8, 8)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    for spacing in (2.0, 1.0):
+        size = int(16 / spacing)
+        seen = {
+            outside: place(
+                Grid(("R", "A", "S"), (spacing,) * 3, (size, size, size), outside), (6, 8, 8), affine
+            ).image_to_grid(volume)[0, 0, :, size // 2, size // 2]
+            for outside in ("mirror", "background")
+        }
+        border = int(2 / spacing)
+        assert (seen["background"][:border] == -1).all()
+        assert (seen["background"][-border:] == -1).all()
+        assert (seen["mirror"] >= 0).all()
+        inside = slice(border, -border)
+        assert seen["background"][inside].equal(seen["mirror"][inside])

@@ -52,7 +52,7 @@ def make_plan(request: Request, accelerator: Accelerator) -> JointFlowPlan:
         if not isinstance(networks, JointFlowNetworks):
             raise DiffaugError(f"cannot start from {card.name}: it is a {card.architecture} generator")
         _check_init(card, channels, labels)
-        grid = GridPlan(orientation=card.grid.orientation, spacing=card.grid.spacing, shape=card.grid.shape)
+        grid = GridPlan(**card.grid.model_dump())
         intensity = card.intensity
         image, label = networks.image_autoencoder, networks.label_autoencoder
         denoiser = networks.denoiser

@@ -18,6 +18,7 @@ from diffaug.training.medical_diffusion.plan import (
     DenoiserTraining,
     MedicalDiffusionPlan,
 )
+from diffaug.training.medical_diffusion.presets import find_preset
 from diffaug.training.plan import GridPlan
 from diffaug.training.planning import (
     Request,
@@ -54,22 +55,37 @@ def make_plan(request: Request, accelerator: Accelerator) -> MedicalDiffusionPla
     """Choose grid, networks, batches and iterations.
 
     Raises:
-        DiffaugError: for a dataset or budget that no plan fits.
+        DiffaugError: for a dataset or budget that no plan fits, a preset that is not for the dataset, or one
+            beside a generator to start from.
     """
     fingerprint, channels, init = request.fingerprint, request.channels, request.init
+    preset = None if request.preset is None else find_preset(request.preset)
+    augmentation = AugmentationConfig(mirror_axes=request.mirror_axes)
+    if init is not None and preset is not None:
+        raise DiffaugError(
+            f"the preset {preset.name} and {init.name}, the generator to start from, each have a grid and "
+            "networks of their own: give one of them"
+        )
     if init is not None:
         networks = _networks_of(init, channels)
         card = init.card
-        grid = GridPlan(orientation=card.grid.orientation, spacing=card.grid.spacing, shape=card.grid.shape)
+        grid = GridPlan(**card.grid.model_dump())
         intensity, axes = card.intensity, networks.axes
         autoencoder, denoiser, diffusion_steps = networks.autoencoder, networks.denoiser, networks.steps
     else:
-        intensity = plan_intensity(fingerprint, channels)
-        grid = plan_grid(fingerprint, MULTIPLE)
-        factor = plan_factor(grid.shape)
         diffusion_steps = 300
         denoiser = UNetConfig()
-        axes = plan_axes(grid, factor, denoiser.multiple)
+        if preset is not None:
+            preset.check(fingerprint, channels)
+            intensity, grid = preset.intensity(fingerprint), preset.grid(fingerprint)
+            factor, axes = preset.downsampling, preset.axes
+            mirror_axes = request.mirror_axes or preset.augmentation.mirror_axes
+            augmentation = preset.augmentation.model_copy(update={"mirror_axes": mirror_axes})
+        else:
+            intensity = plan_intensity(fingerprint, channels)
+            grid = plan_grid(fingerprint, MULTIPLE)
+            factor = plan_factor(grid.shape)
+            axes = plan_axes(grid, factor, denoiser.multiple)
         positions = math.prod(n // factor for n in grid.shape)
         autoencoder = VQGANConfig(
             channels=len(channels),
@@ -84,11 +100,12 @@ def make_plan(request: Request, accelerator: Accelerator) -> MedicalDiffusionPla
         channels=list(channels),
         labels={},
         intensity=intensity,
+        preset=request.preset,
         autoencoder=autoencoder,
         denoiser=denoiser,
         axes=axes,
         diffusion_steps=diffusion_steps,
-        augmentation=AugmentationConfig(mirror_axes=request.mirror_axes),
+        augmentation=augmentation,
         autoencoder_training=AutoencoderTraining(steps=1, discriminator_start=0),
         denoiser_training=DenoiserTraining(steps=1, rounds=1, batch=max(1, min(4, int(affordable)))),
         seed=request.seed,
