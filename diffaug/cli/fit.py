@@ -95,6 +95,15 @@ def fit(
             "implies their architecture."
         ),
     ] = None,
+    perceptual: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Weights of LPIPS (VGG16 and its linear heads, or a vqgan.ckpt), for medical-diffusion; may be "
+            "repeated.",
+        ),
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -136,6 +145,7 @@ def fit(
         output,
         architecture=architecture.value if architecture else None,
         preset=preset.value if preset else None,
+        perceptual=perceptual or (),
         name=name,
         budget=None if budget is None else parse_duration(budget),
         plan=plan,

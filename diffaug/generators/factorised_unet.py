@@ -98,11 +98,10 @@ class RotaryEmbedding(nn.Module):
         """Rotate `(..., positions, channels)`; channels beyond the embedding's stay as they are."""
         angles = torch.arange(x.shape[-2], device=x.device).float()[:, None] * self.freqs.float()
         count = 2 * len(self.freqs)
-        a, b = x[..., 0:count:2], x[..., 1:count:2]
-        rotated = torch.stack(
-            [a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], dim=-1
-        )
-        return torch.cat([rotated.flatten(-2), x[..., count:]], dim=-1)
+        # A pair as a complex number is turned by one multiplication.
+        pairs = torch.view_as_complex(x[..., :count].float().unflatten(-1, (-1, 2)).contiguous())
+        turned = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+        return turned if count == x.shape[-1] else torch.cat([turned, x[..., count:]], dim=-1)
 
 
 class ChannelNorm(nn.Module):
@@ -114,8 +113,7 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.float()
-        mean = y.mean(dim=1, keepdim=True)
-        variance = y.var(dim=1, unbiased=False, keepdim=True)
+        variance, mean = torch.var_mean(y, dim=1, correction=0, keepdim=True)
         return ((y - mean) * (variance + 1e-5).rsqrt() * self.gamma).to(x.dtype)
 
 

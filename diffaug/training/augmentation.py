@@ -48,9 +48,16 @@ class Augmenter:
     wins: linear ones round corners off and lose 0.9 % of a hippocampus, cubic ones 0.2 %.
     """
 
-    def __init__(self, config: AugmentationConfig, shape: tuple[int, int, int], threads: int = 2) -> None:
+    def __init__(
+        self,
+        config: AugmentationConfig,
+        shape: tuple[int, int, int],
+        spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        threads: int = 2,
+    ) -> None:
         self.config = config
         self.shape = shape
+        self.spacing = np.array(spacing)
         self.pool = ThreadPoolExecutor(threads)
 
     def draw(
@@ -60,6 +67,8 @@ class Augmenter:
         grid's shape."""
         config, rng = self.config, np.random.default_rng(seed)
         matrix = rotation_matrix(rng.uniform(-1, 1, 3) * config.rotation)
+        # In mm: by voxels, a rotation would shear a body whose voxels are no cubes.
+        matrix = matrix * self.spacing / self.spacing[:, None]
         scales = np.exp(rng.uniform(-1, 1) * config.scaling + rng.uniform(-1, 1, 3) * config.stretching)
         mirrors = np.array(
             [-1.0 if a in config.mirror_axes and rng.random() < 0.5 else 1.0 for a in range(3)]

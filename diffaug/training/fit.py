@@ -1,6 +1,7 @@
 """`fit`: from a labelled dataset to a generator, by itself; interrupted, the same call goes on."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from diffaug.training.architectures import Plan, make_plan, read_plan, train
 from diffaug.training.cases import make_canvases
 from diffaug.training.fingerprint import Fingerprint, file_hashes, record_training_scans, take_fingerprint
 from diffaug.training.loop import make_accelerator
+from diffaug.training.medical_diffusion.perceptual import load_lpips
 from diffaug.training.medical_diffusion.presets import find_preset
 from diffaug.training.planning import Request
 from diffaug.training.report import validation_report
@@ -61,6 +63,7 @@ def fit_generator(
     *,
     architecture: str | None = None,
     preset: str | None = None,
+    perceptual: Sequence[Path] = (),
     name: str | None = None,
     budget: float | None = None,
     plan: Path | None = None,
@@ -82,6 +85,8 @@ def fit_generator(
             labels.
         preset: name of a recipe of Medical Diffusion's that fixes grid, intensity, down-sampling and
             augmentation.
+        perceptual: files with the weights of LPIPS, for medical-diffusion; without them it trains without
+            that loss. Nothing is downloaded.
         budget: seconds of training to plan for, 4 hours unless given. It fixes numbers of iterations; nothing
             depends on the clock later. Part of the plan, as all of the following are.
         plan: a plan file to train by instead.
@@ -96,6 +101,8 @@ def fit_generator(
         DiffaugError: a folder that holds another fit, a plan or preset that does not fit the data.
     """
     architecture = _architecture(architecture, preset)
+    if perceptual:
+        _check_perceptual(perceptual, architecture, plan)
     progress = progress or Progress()
     accelerator = make_accelerator(device)
     private = output / PRIVATE
@@ -136,6 +143,7 @@ def fit_generator(
             seed=seed or 0,
             init=start,
             preset=preset,
+            perceptual=tuple(path.resolve() for path in perceptual),
         )
         settled = make_plan(architecture or DEFAULT_ARCHITECTURE, request, accelerator)
     _check_plan(settled, dataset)
@@ -186,6 +194,15 @@ def _architecture(asked: str | None, preset: str | None) -> str | None:
             f"{preset} is a preset of {PRESET_ARCHITECTURE}, not of {asked}: leave one of them out"
         )
     return PRESET_ARCHITECTURE
+
+
+def _check_perceptual(files: Sequence[Path], architecture: str | None, plan: Path | None) -> None:
+    """Weights of a perceptual loss are read before anything else is done."""
+    if plan is not None:
+        raise DiffaugError("the plan decides: name the files of the perceptual loss in it")
+    if architecture != PRESET_ARCHITECTURE:
+        raise DiffaugError(f"a perceptual loss is part of {PRESET_ARCHITECTURE} alone: leave it out")
+    load_lpips([str(path) for path in files])
 
 
 def split_cases(dataset: Dataset, seed: int) -> Subsets:

@@ -74,3 +74,18 @@ def test_a_seed_is_a_case() -> None:
     assert np.array_equal(labels[0], labels[2])
     assert not np.array_equal(images[0], images[1])
     assert not labels[1].any()
+
+
+def test_rotations_are_in_millimetres() -> None:
+    """A ball keeps its shape on a grid whose voxels are three times as long along one axis."""
+    spacing = np.array([1.0, 1.0, 3.0])
+    axes = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in (48, 48, 16)), indexing="ij")
+    ball = sum((a * s) ** 2 for a, s in zip(axes, spacing, strict=True)) < 18**2
+    image = np.where(ball, 1, -1).astype(np.float32)[None]
+    config = AugmentationConfig(rotation=45, scaling=0, stretching=0, shift=0, gamma=0)
+    for seed in range(3):
+        moved, _ = Augmenter(config, (48, 48, 16), (1.0, 1.0, 3.0)).draw(image, None, seed)
+        overlap = ((moved[0] > 0) & ball).sum() * 2 / ((moved[0] > 0).sum() + ball.sum())
+        assert overlap > 0.9
+        sheared, _ = Augmenter(config, (48, 48, 16)).draw(image, None, seed)
+        assert ((sheared[0] > 0) & ball).sum() * 2 / ((sheared[0] > 0).sum() + ball.sum()) < overlap

@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from diffaug.errors import DiffaugError
+from diffaug.files import sha256_file
 from diffaug.generators.factorised_unet import FactorisedUNet, UNetConfig
 from diffaug.generators.generator import Generator
 from diffaug.generators.networks import MedicalDiffusionNetworks
@@ -30,9 +31,9 @@ from diffaug.training.planning import (
 )
 
 # Shares of the time budget; the rest goes to reading, the latent cache and the report.
-AUTOENCODER_SHARE = 0.25
+AUTOENCODER_SHARE = 0.15
 CACHE_SHARE = 0.05
-DENOISER_SHARE = 0.65
+DENOISER_SHARE = 0.75
 # Last share of the autoencoder's steps in which the discriminators take part.
 JUDGED_SHARE = 0.2
 # Positions of the largest published latents (32 x 32 x 32 and 8 x 64 x 64).
@@ -106,7 +107,11 @@ def make_plan(request: Request, accelerator: Accelerator) -> MedicalDiffusionPla
         axes=axes,
         diffusion_steps=diffusion_steps,
         augmentation=augmentation,
-        autoencoder_training=AutoencoderTraining(steps=1, discriminator_start=0),
+        autoencoder_training=AutoencoderTraining(
+            steps=1,
+            discriminator_start=0,
+            perceptual={str(path): sha256_file(path) for path in request.perceptual},
+        ),
         denoiser_training=DenoiserTraining(steps=1, rounds=1, batch=max(1, min(4, int(affordable)))),
         seed=request.seed,
         budget=request.budget,

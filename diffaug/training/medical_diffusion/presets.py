@@ -30,8 +30,8 @@ Triple = tuple[float, float, float]
 DARKEST_CT = -500.0
 # The grid's axes, to readers of messages.
 AXES = ("left-right", "posterior-anterior", "inferior-superior")
-# Rotations are by voxels: where those are flat, one of a few degrees would shear the body apart.
-FLAT_VOXELS = AugmentationConfig(rotation=0, mirror_axes=(0,))
+# A rotation of a few degrees moves the ends of a slice of 256 voxels by more than the canvas's margin.
+WIDE_SLICES = AugmentationConfig(rotation=0, mirror_axes=(0,))
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ PRESETS: dict[str, Preset] = {
             downsampling=8,
             axes=(0, 2, 1),
             window=None,
-            augmentation=FLAT_VOXELS,
+            augmentation=WIDE_SLICES,
             centred=False,
         ),
         Preset(
@@ -195,7 +195,7 @@ PRESETS: dict[str, Preset] = {
             downsampling=8,
             axes=(2, 1, 0),
             window=None,
-            augmentation=FLAT_VOXELS,
+            augmentation=WIDE_SLICES,
             centred=False,
             preparation="cut the scans into halves (split_breasts in "
             "diffaug.training.medical_diffusion.pipelines)",
