@@ -1,6 +1,7 @@
 """What the figures share: data, generator, sampled pairs and trained segmenters, each made once and kept."""
 
 import hashlib
+import json
 import platform
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from cases import GRID, Cases, read_cases
 from safetensors.torch import load_file, save_file
 
 from diffaug.evaluation import augmentation, segmenter
-from diffaug.evaluation.segmenter import LEARNING_RATE, Segmenter, fit_segmenter
+from diffaug.evaluation.segmenter import LEARNING_RATE, Segmenter, fit_segmenter, predict, standardise
 from diffaug.files import atomic_path, sha256_file
 from diffaug.generators.generator import Generator
 from diffaug.generators.seeds import case_seed
@@ -51,10 +52,23 @@ class Bench:
         steps: training steps of a segmenter.
         pairs: number of sampled pairs.
         seeds: number of repetitions of a training.
+        sampler, sampler_steps: how pairs are sampled; the card's own unless given.
+        judged: whether the label maps of sampled images are the judge's, rather than the generator's own. So
+            it always is for a generator that knows no labels.
     """
 
     def __init__(
-        self, generator: str | None, subset: str, data: Path, work: Path, steps: int, pairs: int, seeds: int
+        self,
+        generator: str | None,
+        subset: str,
+        data: Path,
+        work: Path,
+        steps: int,
+        pairs: int,
+        seeds: int,
+        sampler: str | None = None,
+        sampler_steps: int | None = None,
+        judged: bool = False,
     ) -> None:
         self.name = generator
         self.subset = subset
@@ -63,6 +77,8 @@ class Bench:
         self.steps = steps
         self.pairs = pairs
         self.seeds = range(seeds)
+        self.sampling = {"sampler": sampler, "steps": sampler_steps}
+        self.asked_for_judge = judged
 
     @cached_property
     def generator(self) -> Generator:
@@ -79,8 +95,23 @@ class Bench:
         """Identity of the generator: its weights, and the settings that its verbs use unasked."""
         if self.name is None:
             return None
-        defaults = self.generator.card.defaults.model_dump_json()
-        return hashlib.sha256(f"{self.generator.weights_hash} {defaults}".encode()).hexdigest()[:16]
+        identity = f"{self.generator.weights_hash} {self.generator.card.defaults.model_dump_json()}"
+        given = {name: value for name, value in self.sampling.items() if value is not None}
+        if self.asked_for_judge:
+            given["judged"] = True
+        if given:
+            identity += f" {json.dumps(given, sort_keys=True)}"
+        return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+    @cached_property
+    def judged(self) -> bool:
+        """Whether the judge labels what is sampled."""
+        return self.asked_for_judge or not self.generator.knows_labels
+
+    @property
+    def drift(self) -> dict[str, bool]:
+        """What `vary` has to be told by a generator that cannot preserve a label."""
+        return {} if self.generator.knows_labels else {"allow_label_drift": True}
 
     @cached_property
     def segmenter_hash(self) -> str:
@@ -112,11 +143,12 @@ class Bench:
             file = folder / f"{start:05d}.safetensors"
             if not file.exists():
                 seeds = [case_seed(0, index) for index in range(start, start + PAIRS_PER_FILE)]
-                sample = self.generator.sample(PAIRS_PER_FILE, seed=seeds)
+                sample = self.generator.sample(PAIRS_PER_FILE, seed=seeds, **self.sampling)
+                label = sample.label
+                if self.judged:
+                    label = predict(self.judge, standardise(sample.image)).short()
                 with atomic_path(file) as temporary:
-                    save_file(
-                        {"images": sample.image.contiguous(), "labels": sample.label.contiguous()}, temporary
-                    )
+                    save_file({"images": sample.image.contiguous(), "labels": label.contiguous()}, temporary)
                 say(f"sampled {start + PAIRS_PER_FILE} pairs")
             tensors = load_file(file)
             images.append(tensors["images"])

@@ -36,9 +36,9 @@ def latent(bench: Bench) -> list[Cell]:
     """Size of the latent against the volume."""
 
     def measure() -> dict[str, Any]:
-        denoiser = bench.generator.card.networks.denoiser
-        channels = denoiser.image_channels + denoiser.label_channels
-        numbers = channels * int(np.prod(denoiser.latent_shape))
+        model = bench.generator.model
+        label = model.encode_label(torch.zeros(1, bench.generator.card.networks.classes, *GRID.shape))
+        numbers = int(np.prod(model.image_latent)) + label.numel()
         return {"latent_numbers": numbers, "voxels": int(np.prod(GRID.shape))}
 
     return [Cell("latent", measure)]
@@ -49,22 +49,25 @@ def reconstruction(bench: Bench) -> list[Cell]:
 
     def measure() -> dict[str, Any]:
         cases, generator = bench.held_out, bench.generator
-        decoded = generator.vary(cases.images, cases.labels, GRID.affine, strength=0.0, residual=False)
+        decoded = generator.vary(
+            cases.images, cases.labels, GRID.affine, strength=0.0, residual=False, **bench.drift
+        )
         pairs = zip(cases.network_units(), decoded, cases.images, strict=True)
         psnr = [_psnr(original, to_network_units(image, source)) for original, image, source in pairs]
-        one_hot = generator.vocabulary.one_hot(cases.labels)
-        codes = [generator.model.encode_label(case) for case in one_hot.split(1)]
-        scores = torch.cat([generator.model.decode_label(code) for code in codes])
-        return {
+        found = {
             **_who(cases),
             "psnr_db": psnr,
             "psnr_between_patients_db": _psnr_between_patients(cases),
             "dice_original": segmenter_dice(bench.judge, cases.images, cases.labels),
             "dice_reconstruction": segmenter_dice(bench.judge, decoded, cases.labels),
-            "dice_label_round_trip": dice(
-                generator.vocabulary.from_scores(scores), cases.labels, LABELS
-            ).tolist(),
         }
+        if generator.knows_labels:
+            one_hot = generator.vocabulary.one_hot(cases.labels)
+            codes = [generator.model.encode_label(case) for case in one_hot.split(1)]
+            scores = torch.cat([generator.model.decode_label(code) for code in codes])
+            rebuilt = generator.vocabulary.from_scores(scores)
+            found["dice_label_round_trip"] = dice(rebuilt, cases.labels, LABELS).tolist()
+        return found
 
     return [Cell("reconstruction", measure)]
 
@@ -79,10 +82,13 @@ def utility(bench: Bench) -> list[Cell]:
     def add(kind: str, count: int, seed: int, steps: int) -> None:
         def measure() -> dict[str, Any]:
             model = bench.segmenter(kind, count, seed, steps)
-            return {
+            found = {
                 **_who(bench.held_out),
                 "dice": segmenter_dice(model, bench.held_out.images, bench.held_out.labels),
             }
+            if kind == "synthetic" and bench.judged:
+                found["labelled_by"] = "judge"
+            return found
 
         cells.append(Cell(f"utility/{kind}-{count}-seed{seed}-steps{steps}", measure, kind == "synthetic"))
 
@@ -99,9 +105,12 @@ def utility(bench: Bench) -> list[Cell]:
 def few_labels(bench: Bench) -> list[Cell]:
     """Two labelled cases and classical augmentation: from scratch against pretrained on the sampled pairs.
 
-    Both arms see the same two cases and take the same number of steps in all.
+    Both arms see the same two cases and take the same number of steps in all. Not for a generator whose
+    samples the judge labels, which has seen all labels.
     """
-    cells = []
+    cells: list[Cell] = []
+    if _lacks_labels(bench):
+        return cells
     fine_tuning = round(FINE_TUNING * bench.steps)
     settings = {"fine_tuning_steps": fine_tuning, "fine_tuning_rate": FINE_TUNING_RATE}
 
@@ -145,7 +154,7 @@ def paint(bench: Bench) -> list[Cell]:
             "dice_painted": segmenter_dice(bench.judge, painted, cases.labels),
         }
 
-    return [Cell("paint", measure)]
+    return [] if _lacks_labels(bench) else [Cell("paint", measure)]
 
 
 def vary(bench: Bench) -> list[Cell]:
@@ -163,7 +172,7 @@ def vary(bench: Bench) -> list[Cell]:
     def at(strength: float, residual: bool) -> Callable[[], dict[str, Any]]:
         def measure() -> dict[str, Any]:
             cases, generator = bench.held_out, bench.generator
-            settings = {"residual": residual, "seed": 0}
+            settings = {"residual": residual, "seed": 0, **bench.sampling, **bench.drift}
             varied = generator.vary(cases.images, cases.labels, GRID.affine, strength=strength, **settings)
             unvaried = generator.vary(cases.images, cases.labels, GRID.affine, strength=0.0, **settings)
             pairs = zip(varied, unvaried, cases.images, strict=True)
@@ -250,7 +259,7 @@ def speed(bench: Bench) -> list[Cell]:
             return {
                 **machine(),
                 "batch": SPEED_BATCH,
-                "steps": bench.generator.card.defaults.steps,
+                "steps": bench.sampling["steps"] or bench.generator.card.defaults.steps,
                 "seconds_per_volume": watch.total / SPEED_BATCH,
                 "parts_seconds_per_volume": {
                     name: spent / SPEED_BATCH for name, spent in watch.parts.items()
@@ -263,7 +272,7 @@ def speed(bench: Bench) -> list[Cell]:
         return measure
 
     def sampled() -> None:
-        bench.generator.sample(SPEED_BATCH)
+        bench.generator.sample(SPEED_BATCH, **bench.sampling)
 
     def varied(spacing: float) -> Callable[[], None]:
         def run() -> None:
@@ -275,7 +284,7 @@ def speed(bench: Bench) -> list[Cell]:
                     for x in (images, labels)
                 )
             affine = np.diag([spacing, spacing, spacing, 1.0])
-            bench.generator.vary(images, labels.short(), affine)
+            bench.generator.vary(images, labels.short(), affine, **bench.sampling, **bench.drift)
 
         return run
 
@@ -283,12 +292,12 @@ def speed(bench: Bench) -> list[Cell]:
         peaks = {str(count): _peak_memory_of_building(str(bench.name), count) for count in BUILD_SIZES}
         return {"peak_mib_by_cases": peaks}
 
-    return [
+    cells = [
         Cell("speed/sample", timed(sampled)),
         Cell("speed/vary", timed(varied(1.0))),
         Cell("speed/vary-resampled", timed(varied(0.8))),
-        Cell("speed/memory", memory),
     ]
+    return cells if _lacks_labels(bench) else [*cells, Cell("speed/memory", memory)]
 
 
 class _Stopwatch:
@@ -365,6 +374,10 @@ def _peak_memory_of_building(generator: str, cases: int) -> float:
 
 
 # -------- shared pieces
+
+
+def _lacks_labels(bench: Bench) -> bool:
+    return bench.name is not None and not bench.generator.knows_labels
 
 
 def _who(cases: Cases) -> dict[str, Any]:

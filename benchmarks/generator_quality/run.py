@@ -58,6 +58,8 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps of a segmenter")
     parser.add_argument("--pairs", type=int, default=500, help="number of sampled pairs")
+    parser.add_argument("--sampler", help="of the pairs and of vary (default: the card's)")
+    parser.add_argument("--sampler-steps", type=int, help="steps of that sampler (default: its own)")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions of each training")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--list", action="store_true", help="show which cells are there, and measure nothing")
@@ -73,6 +75,8 @@ def main() -> None:
         options.steps,
         options.pairs,
         options.seeds,
+        options.sampler,
+        options.sampler_steps,
     )
     folder = options.results / options.subset
     cells = [cell for figure in FIGURES.values() for cell in figure(bench)]

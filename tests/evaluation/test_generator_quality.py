@@ -16,10 +16,13 @@ import torch
 from diffaug.generators.autoencoder import AutoencoderConfig
 from diffaug.generators.card import Card, CardGrid, Defaults, Training
 from diffaug.generators.denoiser import DenoiserConfig
+from diffaug.generators.factorised_unet import UNetConfig
 from diffaug.generators.generator import Generator
 from diffaug.generators.intensity import IntensityConvention
 from diffaug.generators.joint_flow import JointFlow
-from diffaug.generators.networks import VERBS, JointFlowNetworks
+from diffaug.generators.medical_diffusion import MedicalDiffusion
+from diffaug.generators.networks import VERBS, JointFlowNetworks, MedicalDiffusionNetworks
+from diffaug.generators.vqgan import VQGANConfig
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "generator_quality"
 PATIENTS = [f"P{number // 2}" for number in range(8)]
@@ -253,3 +256,65 @@ def test_a_run_measures_what_is_missing_and_measures_other_weights_again(
     generator.save(tmp_path / "tiny")
     states = dict(line.split(": ") for line in run("--list", *figures) if ": " in line)
     assert states == {name: "there" if name == "vary/originals" else "missing" for name in names}
+
+
+def tiny_medical_diffusion() -> Generator:
+    """Untrained networks of a few channels, on the benchmark's grid."""
+    networks = MedicalDiffusionNetworks(
+        autoencoder=VQGANConfig(hidden=4, groups=4, downsampling=(4, 4, 4), latent_channels=3, codes=16),
+        denoiser=UNetConfig(channels=3, out_channels=3, dim=8, dim_mults=(1, 2), heads=2, head_dim=4),
+        shape=(40, 56, 40),
+        steps=300,
+        latent_range=(-2.0, 2.0),
+    )
+    card = tiny_generator_on_the_benchmarks_grid().card.model_dump() | {
+        "architecture": "medical-diffusion",
+        "networks": networks,
+        "labels": {},
+        "verbs": sorted(networks.verbs),
+        "defaults": {"sampler": "dpm-solver++", "steps": 1},
+        "training": {
+            "dataset": "none",
+            "cases": {},
+            "patients": None,
+            "autoencoder_steps": 0,
+            "denoiser_steps": 0,
+            "seconds": 60.0,
+        },
+    }
+    return Generator(Card.model_validate(card), MedicalDiffusion(networks))
+
+
+@pytest.mark.slow
+def test_a_generator_without_labels_is_measured_too(data_folder: Path, tmp_path: Path) -> None:
+    tiny_medical_diffusion().save(tmp_path / "tiny")
+    common = ["--data", str(data_folder), "--work", str(tmp_path / "work"), "--results", str(tmp_path)]
+    common += ["--steps", "1", "--seeds", "1"]
+    paths = os.pathsep.join([str(BENCHMARK.parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+
+    def run(script: Path, *arguments: str) -> str:
+        command = [sys.executable, str(script), *common, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    quality = ["--generator", str(tmp_path / "tiny"), "--pairs", "20", "--sampler-steps", "2"]
+    figures = ("latent", "reconstruction", "vary/originals", "vary/plain-0.5", "utility/synthetic", "volumes")
+    said = run(BENCHMARK / "run.py", *quality, "--only", *figures)
+    assert "utility/synthetic-20-seed0-steps1: measured" in said
+    listed = run(BENCHMARK / "run.py", *quality, "--list")
+    assert "paint" not in listed
+    assert "few_labels" not in listed
+    table = (tmp_path / "validation" / "table.md").read_text()
+    assert "trained on 20 samples that the judge labelled" in table
+    assert "round trip" not in table
+
+    dice = BENCHMARK.parent / "sampling_speed" / "dice.py"
+    given = ["--medical-diffusion", str(tmp_path / "tiny"), "--samples", "20"]
+    given += ["--results", str(tmp_path / "dice")]
+    points = ["--only", "medical-diffusion-dpm"]
+    assert "medical-diffusion-dpm-solverpp-20: measured" in run(dice, *given, *points)
+    assert "medical-diffusion-dpm-solverpp-20: there" in run(dice, *given, *points)
+    assert (tmp_path / "dice" / "validation" / "dice.png").read_bytes().startswith(b"\x89PNG")
+    assert "needs --medical-diffusion" in run(dice, "--samples", "20", *points)

@@ -1,0 +1,207 @@
+"""Dice of a segmenter trained on a generator's samples, against the seconds that a sample takes.
+
+For Medical Diffusion and the flagship, after equal training time, with several samplers. One segmenter,
+trained on the real training cases, labels all samples of both; a point of the flagship with its own labels
+stands beside them. A stopped run goes on where it stopped:
+
+python benchmarks/sampling_speed/dice.py --medical-diffusion FOLDER --data SCANS --work CACHE
+"""
+
+import argparse
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "generator_quality"))
+
+from bench import STEPS, Bench, say  # noqa: E402
+from figures import segmenter_dice  # noqa: E402
+from report import arm_mean, shown  # noqa: E402
+
+from diffaug.files import atomic_path, atomic_write_json, atomic_write_text  # noqa: E402
+
+FLAGSHIP = "hippocampus-mr"
+TIMED = 3
+
+
+class Point(NamedTuple):
+    """One way to sample. `own_labels`: the generator's instead of the judge's."""
+
+    system: str
+    sampler: str
+    steps: int
+    own_labels: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the cell's file."""
+        labels = "-own-labels" if self.own_labels else ""
+        return f"{self.system}-{self.sampler.replace('+', 'p')}-{self.steps}{labels}"
+
+
+POINTS = [
+    Point("medical-diffusion", "ancestral", 300),
+    Point("medical-diffusion", "ddim", 50),
+    Point("medical-diffusion", "dpm-solver++", 20),
+    Point("medical-diffusion", "dpm-solver++", 10),
+    Point("flagship", "adams-bashforth", 20),
+    Point("flagship", "adams-bashforth", 10),
+    Point("flagship", "adams-bashforth", 5),
+    Point("flagship", "adams-bashforth", 10, own_labels=True),
+]
+
+
+def main() -> None:
+    """Measure what is missing, and draw what is there."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--medical-diffusion", type=Path, help="folder of the generator; without it its points wait"
+    )
+    parser.add_argument("--data", type=Path, default=os.environ.get("DIFFAUG_DATA"))
+    parser.add_argument("--work", type=Path, required=True, help="folder for samples and segmenters")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "dice")
+    parser.add_argument("--subset", choices=("validation", "test"), default="validation")
+    parser.add_argument("--samples", type=int, default=60, help="of each point")
+    parser.add_argument("--seeds", type=int, default=1, help="repetitions of each training")
+    parser.add_argument("--steps", type=int, default=STEPS, help="training steps of a segmenter")
+    parser.add_argument("--only", nargs="+", metavar="POINT", default=[""], help="beginnings of names")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    if options.data is None:
+        parser.error("say where the scans are: --data, or the environment variable DIFFAUG_DATA")
+    torch.set_num_threads(options.threads)
+    folder = options.results / options.subset
+    for point in (each for each in POINTS if each.name.startswith(tuple(options.only))):
+        generator = FLAGSHIP if point.system == "flagship" else options.medical_diffusion
+        if generator is None:
+            say(f"{point.name}: needs --medical-diffusion")
+            continue
+        bench = Bench(
+            str(generator),
+            options.subset,
+            options.data,
+            options.work,
+            options.steps,
+            options.samples,
+            options.seeds,
+            point.sampler,
+            point.steps,
+            judged=not point.own_labels,
+        )
+        file = folder / f"{point.name}.json"
+        identity = {
+            "generator": bench.generator_hash,
+            "segmenter": bench.segmenter_hash,
+            "samples": options.samples,
+            "seeds": options.seeds,
+            "steps": options.steps,
+        }
+        if file.exists() and json.loads(file.read_text())["identity"] == identity:
+            say(f"{point.name}: there")
+            continue
+        atomic_write_json(file, {"identity": identity, **measure(bench, point)})
+        say(f"{point.name}: measured")
+    write_report(folder)
+
+
+def measure(bench: Bench, point: Point) -> dict[str, Any]:
+    """Seconds a sample, one at a time, and the Dice of segmenters trained on samples."""
+    sampling = bench.sampling
+    bench.generator.sample(1, **sampling)
+    seconds = []
+    for seed in range(TIMED):
+        start = perf_counter()
+        bench.generator.sample(1, seed=seed, **sampling)
+        seconds.append(perf_counter() - start)
+    load = os.getloadavg()[0]
+    held_out = bench.held_out
+    runs = [
+        segmenter_dice(bench.segmenter("synthetic", bench.pairs, seed), held_out.images, held_out.labels)
+        for seed in bench.seeds
+    ]
+    return {
+        "system": point.system,
+        "sampler": point.sampler,
+        "sampler_steps": point.steps,
+        "labelled_by": "generator" if point.own_labels else "judge",
+        "training_seconds": bench.generator.card.training.seconds,
+        "patients": list(held_out.patients),
+        "dice": runs,
+        "seconds": seconds,
+        "threads": torch.get_num_threads(),
+        "load_average": load,
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_report(folder: Path) -> None:
+    """Write `table.md` and `dice.png` beside the cells of one subset, from what is there."""
+    cells = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    if not cells:
+        return
+    cells.sort(key=lambda cell: (cell["system"], -median(cell["seconds"])))
+    lines = [
+        "| system | sampler | labels | seconds a sample | Dice on real cases | hours of training |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for cell in cells:
+        dice = arm_mean([{"dice": run, "patients": cell["patients"]} for run in cell["dice"]])
+        row = [
+            cell["system"],
+            f"{cell['sampler']}, {cell['sampler_steps']} steps",
+            cell["labelled_by"],
+            f"{median(cell['seconds']):.2f}",
+            shown(dice),
+            f"{cell['training_seconds'] / 3600:.1f}",
+        ]
+        lines.append(f"| {' | '.join(row)} |")
+    atomic_write_text(folder / "table.md", "\n".join(lines) + "\n")
+    _draw(cells, folder / "dice.png")
+
+
+def _draw(cells: list[dict[str, Any]], file: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    styles = {
+        ("medical-diffusion", "judge"): ("tab:orange", "o", "Medical Diffusion"),
+        ("flagship", "judge"): ("tab:blue", "o", "flagship"),
+        ("flagship", "generator"): ("tab:blue", "*", "flagship, its own labels"),
+    }
+    for (system, labels), (colour, marker, title) in styles.items():
+        own = [cell for cell in cells if (cell["system"], cell["labelled_by"]) == (system, labels)]
+        if not own:
+            continue
+        dice = [arm_mean([{"dice": run, "patients": c["patients"]} for run in c["dice"]]) for c in own]
+        x, y = [median(cell["seconds"]) for cell in own], [interval.value for interval in dice]
+        error = [[i.value - i.low for i in dice], [i.high - i.value for i in dice]]
+        axis.errorbar(x, y, error, color=colour, marker=marker, capsize=3, lw=1, label=title)
+        for cell, a, b in zip(own, x, y, strict=True):
+            axis.annotate(
+                f"{cell['sampler']} {cell['sampler_steps']}",
+                (a, b),
+                textcoords="offset points",
+                xytext=(6, 6),
+                fontsize=7,
+            )
+    axis.set_xscale("log")
+    axis.set(xlabel="seconds a sample", ylabel="Dice of a segmenter trained on samples")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    with atomic_path(file) as temporary:
+        figure.savefig(temporary, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
