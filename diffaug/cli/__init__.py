@@ -12,6 +12,7 @@ from diffaug import __version__
 from diffaug.cli.build import build
 from diffaug.cli.checkpoints import export_app, import_app
 from diffaug.cli.fit import fit
+from diffaug.cli.verbs import COMMANDS
 from diffaug.errors import DiffaugError
 
 
@@ -31,6 +32,8 @@ app.command()(fit)
 app.command()(build)
 app.add_typer(import_app, name="import")
 app.add_typer(export_app, name="export")
+for verb in COMMANDS:
+    app.command(rich_help_panel="Verbs on single files")(verb)
 
 
 def _print_version(wanted: bool) -> None:

@@ -14,7 +14,7 @@ from diffaug.generators.generator import Generator
 from diffaug.generators.medical_diffusion import scale, unscale
 from diffaug.generators.model import Sampling
 from diffaug.generators.seeds import CaseNoise
-from tests.generators.conftest import GRID
+from tests.conftest import MEDICAL_GRID as GRID
 
 Make = Callable[..., Generator]
 AFFINE = np.diag([2.0, 2, 2, 1])

@@ -115,9 +115,9 @@ class VQGANTrainer:
                 total = total + settings.perceptual_weight * losses["perceptual"]
             if judged:
                 self.discriminators.requires_grad_(False)
-                fake = self.judges(output, slices)
+                fake = self.discriminators(output, slices)
                 with torch.no_grad():
-                    real = self.judges(x, slices)
+                    real = self.discriminators(x, slices)
                 losses["adversarial"] = adversarial(fake)
                 losses["features"] = feature_matching(real, fake)
                 total = total + losses["adversarial"] + settings.feature_weight * losses["features"]
