@@ -1,4 +1,4 @@
-"""``diffaug build``: write a labelled synthetic dataset."""
+"""``diffaug build``: write a synthetic dataset."""
 
 import json
 from dataclasses import asdict
@@ -56,8 +56,15 @@ def build(
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of the dataset; a case's own seed is derived from it.")
     ] = 0,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="One that the generator's architecture has.", show_default="the card's"),
+    ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Sampler steps.", show_default="the card's")
+        int | None,
+        typer.Option(
+            min=1, help="Sampler steps.", show_default="the card's, or what is usual for the sampler"
+        ),
     ] = None,
     guidance: Annotated[
         float | None, typer.Option(min=0, help="Guidance on the label.", show_default="the card's")
@@ -71,6 +78,13 @@ def build(
             metavar="SOURCE=GENERATOR", help="A label id of the source, such as 3=1; may be repeated."
         ),
     ] = None,
+    allow_label_drift: Annotated[
+        bool,
+        typer.Option(
+            "--allow-label-drift",
+            help="Vary with a generator that knows no labels: label maps are copied, the anatomy may move.",
+        ),
+    ] = False,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Cases made at once; does not change their bytes.")
     ] = 8,
@@ -81,11 +95,12 @@ def build(
         bool, typer.Option("--json", help="Print what was done as JSON, instead of the folder.")
     ] = False,
 ) -> None:
-    """Write a labelled synthetic dataset of CASES cases made by GENERATOR.
+    """Write a synthetic dataset of CASES cases made by GENERATOR.
 
-    Images and label maps are NIfTI files; manifest.json records where each case comes from, under which
-    licence, and how to make it again; montage.png shows the first cases. Interrupted at any moment, the same
-    command goes on where it stopped. Prints the folder of the dataset; all else goes to stderr.
+    Images and, where the generator knows labels, label maps are NIfTI files; manifest.json records where each
+    case comes from, under which licence, and how to make it again; montage.png shows the first cases.
+    Interrupted at any moment, the same command goes on where it stopped. Prints the folder of the dataset;
+    all else goes to stderr.
     """
     import torch
 
@@ -104,8 +119,10 @@ def build(
         seed=seed,
         steps=steps,
         guidance=guidance,
+        sampler=sampler,
         strength=strength,
         label_mapping=dict(map(parse_pair, label_mapping)) if label_mapping else None,
+        allow_label_drift=allow_label_drift,
         batch_size=batch_size,
         progress=Progress(),
     )

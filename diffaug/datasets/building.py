@@ -1,10 +1,9 @@
-"""Building a labelled synthetic dataset: interrupted at any moment, it ends with the same bytes.
+"""Building a synthetic dataset: interrupted at any moment, it ends with the same bytes.
 
 While a build runs, `.diffaug-build.jsonl` in its folder holds the settings and a line per finished case; the
 manifest, written last, takes its place. What a restart finds is trusted by its hash, not by its name.
 """
 
-import hashlib
 import os
 import shutil
 from collections import defaultdict
@@ -12,21 +11,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
+from diffaug.datasets.arguments import check_arguments, fill_parameters
 from diffaug.datasets.checking import check_dataset
-from diffaug.datasets.describing import MONTAGE, README, readme, sentence
-from diffaug.datasets.layouts import LAYOUTS, Layout, LayoutName, nifti_bytes
+from diffaug.datasets.describing import caveat
+from diffaug.datasets.layouts import LAYOUTS, LayoutName
 from diffaug.datasets.manifest import (
     MANIFEST,
     CaseRecord,
     CaseSource,
     GeneratorRecord,
     Manifest,
-    Parameters,
     Settings,
     Verb,
     combined_licence,
@@ -34,21 +33,17 @@ from diffaug.datasets.manifest import (
     differences,
     plain,
     versions,
-    write_manifest,
 )
 from diffaug.datasets.resuming import STATE, alone, read_state
-from diffaug.datasets.sources import RealCase, Source, Sources, find_sources, read_source, renumber
-from diffaug.datasets.volumes import LARGEST_LABEL, CaseFiles, load_case
-from diffaug.errors import DatasetError, DiffaugError, LabelError, VerbError
-from diffaug.figures import montage
-from diffaug.files import atomic_path, atomic_write_json, atomic_write_text, sha256_file
+from diffaug.datasets.sources import RealCase, Source, Sources, find_sources, read_source
+from diffaug.datasets.writing import Made, Writer
+from diffaug.errors import DatasetError, DiffaugError
+from diffaug.files import atomic_write_text, sha256_file
 from diffaug.generators.generator import Generator
 from diffaug.generators.intensity import IntensityMap, typical_map
 from diffaug.generators.seeds import case_seed
 from diffaug.progress import Progress
 
-DESCRIPTION = "dataset.json"
-MONTAGE_CASES = 6
 # A range of more units than this loses nothing that matters when rounded to whole numbers.
 INTEGER_RANGE = 255
 # Room for what describes the dataset, beside its cases.
@@ -80,15 +75,6 @@ class Build:
     licence: str
 
 
-class _Made(NamedTuple):
-    """A synthetic case: image (C, I, J, K) float32, label (I, J, K) of generator ids, affine (4, 4)."""
-
-    image: np.ndarray
-    label: np.ndarray
-    affine: np.ndarray
-    source: CaseSource | None
-
-
 class _Survey(NamedTuple):
     """What is known before anything is made: the voxel type of the images, and the voxels of each source."""
 
@@ -107,31 +93,37 @@ def build_dataset(
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
+    sampler: str | None = None,
     strength: float | None = None,
     label_mapping: Mapping[int, int] | None = None,
+    allow_label_drift: bool = False,
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> Build:
-    """Write a labelled synthetic dataset, or finish one that was interrupted.
+    """Write a synthetic dataset, or finish one that was interrupted.
 
     Case k has the seed `case_seed(seed, k)`; its bytes depend on nothing but that, the other settings, the
     versions in the manifest and the device. Images are int16 where their range exceeds 255 units, else
-    float32; labels are uint8 (int16 where ids need it), numbered from 0 without a gap for nnU-Net.
+    float32; labels are uint8 (int16 where ids need it), numbered from 0 without a gap for nnU-Net. What a
+    generator without labels samples has no label maps.
 
     Args:
-        generator: with labels; on the device it should run on.
+        generator: on the device it should run on.
         output: the dataset's folder: new, empty, or what an earlier call with the same settings left. For
             nnU-Net its name has the form `Dataset901_Name`.
         cases: number of cases, >= 1.
-        verb: `sample` makes image and label from nothing; `paint` an image for each label map; `vary` another
-            image for each labelled case. Painted and varied cases lie where their source does, cropped to the
-            box around its label where the generator's grid does not cover the volume. Varied images are plain
-            decodes, without the scan's own noise.
+        verb: `sample` makes image and label (of a generator without labels only an image) from nothing;
+            `paint` an image for each label map; `vary` another image for each labelled case. Painted and
+            varied cases lie where their source does, cropped to the box around its label where the
+            generator's grid does not cover the volume. Varied images are plain decodes, without the scan's
+            own noise.
         source: for `paint` a folder of label maps, for `vary` a dataset that `read_dataset` understands (of
             one with a split, the training cases); used in turn, with another seed each time.
         layout: "nnunet" (raw) or "decathlon".
-        steps, guidance, strength: as for the generator's verbs; default: the card's.
+        steps, guidance, sampler, strength: as for the generator's verbs; default: the card's.
         label_mapping: id in the source -> id of the generator; ids not named stand for themselves.
+        allow_label_drift: `vary` with a generator that knows no labels, which is refused otherwise: the
+            source's label maps are copied, with their ids and names, though the anatomy may have moved.
         batch_size: cases made at once, >= 1; does not change their bytes.
         progress: where to show it; default: nowhere.
 
@@ -140,10 +132,28 @@ def build_dataset(
             small; nothing has been written then.
     """
     output = Path(output).expanduser()
-    parameters = _parameters(generator, verb, steps, guidance, strength)
-    _check_arguments(generator, cases, verb, source, layout, seed, label_mapping, batch_size)
+    parameters = fill_parameters(
+        generator,
+        verb,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+        strength=strength,
+        allow_label_drift=allow_label_drift,
+    )
+    check_arguments(
+        generator,
+        verb,
+        cases=cases,
+        source=source,
+        layout=layout,
+        seed=seed,
+        label_mapping=label_mapping,
+        allow_label_drift=allow_label_drift,
+        batch_size=batch_size,
+    )
     LAYOUTS[layout].check_folder(output.absolute())
-    sources = find_sources(verb, source, cases, generator.card.channels)
+    sources = find_sources(verb, source, cases, generator.card.channels, with_labels=allow_label_drift)
     settings = Settings(
         name=output.absolute().name,
         layout=layout,
@@ -163,73 +173,6 @@ def build_dataset(
         source=sources.record,
     )
     return _Builder(generator, output, settings, sources, batch_size, progress or Progress(quiet=True)).run()
-
-
-# -------- arguments
-
-
-def _parameters(
-    generator: Generator, verb: Verb, steps: int | None, guidance: float | None, strength: float | None
-) -> Parameters:
-    """The parameters with the card's defaults filled in."""
-    defaults = generator.card.defaults
-    steps = defaults.steps if steps is None else steps
-    guidance = defaults.guidance_of(verb) if guidance is None else guidance
-    if strength is not None and verb != "vary":
-        raise DiffaugError(f"strength={strength} means nothing to {verb!r}: leave it out, or choose vary")
-    if verb == "vary" and strength is None:
-        strength = defaults.strength
-    if steps < 1:
-        raise DiffaugError(f"steps must be at least 1, got {steps}")
-    if not guidance >= 0:
-        raise DiffaugError(f"guidance must be at least 0 (1 is none), got {guidance}")
-    if strength is not None and not 0 <= strength <= 1:
-        raise DiffaugError(f"strength must lie in [0, 1], got {strength}")
-    return Parameters(
-        sampler=defaults.sampler, shift=defaults.shift, steps=steps, guidance=guidance, strength=strength
-    )
-
-
-def _check_arguments(
-    generator: Generator,
-    cases: int,
-    verb: Verb,
-    source: Path | str | None,
-    layout: LayoutName,
-    seed: int,
-    label_mapping: Mapping[int, int] | None,
-    batch_size: int,
-) -> None:
-    for name, value, least in (("cases", cases, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-        if value < least:
-            raise DiffaugError(f"{name} must be at least {least}, got {value}")
-    if verb not in ("sample", "paint", "vary"):
-        raise VerbError(f"a dataset is built by sample, paint or vary, not by {verb!r}")
-    if verb not in generator.verbs:
-        raise VerbError(f"{generator.name} has no verb {verb!r}; it has {', '.join(sorted(generator.verbs))}")
-    if layout not in LAYOUTS:
-        raise DiffaugError(f"layout must be {' or '.join(LAYOUTS)}, got {layout!r}")
-    if not generator.knows_labels:
-        raise LabelError(f"{generator.name} knows no labels, so it cannot make a labelled dataset")
-    wrong = [old for old in label_mapping or {} if not 0 <= old <= LARGEST_LABEL]
-    if wrong:
-        raise LabelError(f"label_mapping names the ids {wrong}: label ids lie between 0 and {LARGEST_LABEL}")
-    if verb == "sample" and (source is not None or label_mapping):
-        raise DiffaugError(
-            "sample makes cases from nothing: leave out source and label_mapping, or choose paint or vary"
-        )
-    if verb != "sample" and source is None:
-        wanted = "folder of label maps" if verb == "paint" else "dataset of labelled cases"
-        raise DiffaugError(f"{verb} needs a {wanted}: give it as source")
-
-
-def _fits_integers(intensity: IntensityMap) -> bool:
-    """Whether whole numbers of 16 bits hold the volumes of an intensity map well enough."""
-    span = intensity.high - intensity.low
-    beyond = span * (intensity.clip - 1) / 2
-    limits = torch.iinfo(torch.int16)
-    inside = (intensity.low - beyond >= limits.min) & (intensity.high + beyond <= limits.max)
-    return bool(((span > INTEGER_RANGE) & inside).all())
 
 
 # -------- the build
@@ -254,10 +197,8 @@ class _Builder:
         self.sources = sources.cases
         self.batch_size = batch_size
         self.progress = progress
-        self.layout: Layout = LAYOUTS[settings.layout]
-        self.label_ids = self.layout.written_ids(list(settings.generator.labels))
-        self.label_dtype = np.dtype(np.uint8 if max(self.label_ids.values()) <= 255 else np.int16)
-        self.names = [f"{generator.name}_{settings.verb}_{index:05d}" for index in range(settings.cases)]
+        self.writer = Writer(output, settings)
+        self.names = self.writer.names
 
     def run(self) -> Build:
         """Make what is missing; see `build_dataset`."""
@@ -285,12 +226,13 @@ class _Builder:
         header = header.model_copy(update={"cases": [], "files": {}})
         self.output.mkdir(parents=True, exist_ok=True)
         with alone(self.output):
-            self._clear_leftovers()
+            self.writer.clear_leftovers()
             lines = [header, *kept.values()]
             atomic_write_text(self.output / STATE, "".join(f"{line.model_dump_json()}\n" for line in lines))
             (self.output / MANIFEST).unlink(missing_ok=True)
             records = kept | self._make(pending, header)
-            manifest = self._finish(header, [records[name] for name in self.names])
+            manifest = self.writer.finish(header, [records[name] for name in self.names])
+            (self.output / STATE).unlink()
         return self._summary(manifest, made=len(pending), repaired=repaired)
 
     def _refuse(self, lines: list[str], what: str) -> None:
@@ -321,14 +263,15 @@ class _Builder:
     def _header(self, pending: Sequence[int]) -> Manifest:
         """The manifest without its cases, after a look at all sources and at the disk."""
         image_dtype, voxels = self._survey()
-        self._check_disk(pending, np.dtype(image_dtype), voxels)
+        self._check_disk(pending, image_dtype, voxels)
         card, origin = self.generator.card, self.settings.source
         references = [origin.reference] if origin and origin.reference else []
         return Manifest(
             settings=self.settings,
             licence=combined_licence(card.licence, origin),
             citation=list(dict.fromkeys([*card.citation, *references])),
-            label_ids={written: number for number, written in self.label_ids.items()},
+            caveat=caveat(self.settings),
+            label_ids={written: number for number, written in self.writer.label_ids.items()},
             image_dtype=image_dtype,
             versions=versions(),
             device=self._device(),
@@ -360,9 +303,9 @@ class _Builder:
             raise DatasetError(problems)
         return _Survey("int16" if integers else "float32", voxels)
 
-    def _check_disk(self, pending: Sequence[int], image_dtype: np.dtype, voxels: Sequence[int]) -> None:
+    def _check_disk(self, pending: Sequence[int], image_dtype: str, voxels: Sequence[int]) -> None:
         """Refuse a disk that has no room for the cases as they are before compression."""
-        a_voxel = len(self.generator.card.channels) * image_dtype.itemsize + self.label_dtype.itemsize
+        a_voxel = self.writer.voxel_bytes(image_dtype)
         needed = sum(voxels[index % len(voxels)] * a_voxel for index in pending) + EXTRA_BYTES
         folder = next(
             path for path in (self.output.absolute(), *self.output.absolute().parents) if path.exists()
@@ -377,12 +320,6 @@ class _Builder:
 
     # -- making
 
-    def _clear_leftovers(self) -> None:
-        """Remove what a killed process was about to write."""
-        for folder in (self.output, self.output / "imagesTr", self.output / "labelsTr"):
-            for path in folder.glob(".tmp-*"):
-                path.unlink()
-
     def _make(self, pending: Sequence[int], header: Manifest) -> dict[str, CaseRecord]:
         """Make cases and write them, each with its line in the state file."""
         records = {}
@@ -394,7 +331,7 @@ class _Builder:
             for start in range(0, len(pending), self.batch_size):
                 batch = pending[start : start + self.batch_size]
                 for index, made in zip(batch, self._cases(batch), strict=True):
-                    record = self._write(index, made, header)
+                    record = self.writer.write_case(index, made, header)
                     state.write(f"{record.model_dump_json()}\n")
                     state.flush()
                     os.fsync(state.fileno())
@@ -402,23 +339,38 @@ class _Builder:
                     task.advance()
         return records
 
-    def _cases(self, batch: Sequence[int]) -> list[_Made]:
+    def _cases(self, batch: Sequence[int]) -> list[Made]:
         """A batch of cases from the generator, in order."""
-        generator, parameters = self.generator, self.settings.parameters
         seeds = [case_seed(self.settings.seed, index) for index in batch]
-        steps, guidance = parameters.steps, parameters.guidance
-        if self.settings.verb == "sample":
-            sample = generator.sample(len(batch), seed=seeds, steps=steps, guidance=guidance)
-            for index, label in zip(batch, sample.label, strict=True):
-                if not label.any():
-                    raise DiffaugError(
-                        f"{generator.name} made a label map without any structure ({self.names[index]}): a "
-                        "generator that has learned its labels does not; look at the figures on its card and "
-                        "train it longer (or, where this is rare, build with another seed)"
-                    )
-            pairs = zip(sample.image.numpy(), sample.label.numpy(), strict=True)
-            return [_Made(image, label[0], sample.affine, None) for image, label in pairs]
+        make = self._sampled if self.settings.verb == "sample" else self._from_sources
+        return make(batch, seeds)
 
+    @property
+    def _how(self) -> dict[str, Any]:
+        """What every verb is told."""
+        parameters = self.settings.parameters
+        return {"steps": parameters.steps, "guidance": parameters.guidance, "sampler": parameters.sampler}
+
+    def _sampled(self, batch: Sequence[int], seeds: Sequence[int]) -> list[Made]:
+        """Cases from nothing."""
+        generator = self.generator
+        sample = generator.sample(len(batch), seed=seeds, **self._how)
+        images = sample.image.numpy()
+        if not generator.knows_labels:
+            return [Made(image, None, sample.affine, None) for image in images]
+        for index, label in zip(batch, sample.label, strict=True):
+            if not label.any():
+                raise DiffaugError(
+                    f"{generator.name} made a label map without any structure ({self.names[index]}): a "
+                    "generator that has learned its labels does not; look at the figures on its card and "
+                    "train it longer (or, where this is rare, build with another seed)"
+                )
+        pairs = zip(images, sample.label.numpy(), strict=True)
+        return [Made(image, label[0], sample.affine, None) for image, label in pairs]
+
+    def _from_sources(self, batch: Sequence[int], seeds: Sequence[int]) -> list[Made]:
+        """Painted or varied cases; those of one shape are made together."""
+        generator, parameters = self.generator, self.settings.parameters
         sources = [self.sources[index % len(self.sources)] for index in batch]
         reals = [read_source(source, generator, self.settings.label_mapping) for source in sources]
         by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -430,26 +382,25 @@ class _Builder:
             affine = np.stack([reals[p].affine for p in positions])
             own = [seeds[p] for p in positions]
             if parameters.strength is None:
-                out = generator.paint(label, affine, seed=own, steps=steps, guidance=guidance)
+                out = generator.paint(label, affine, seed=own, **self._how)
             else:
                 image = torch.from_numpy(
                     np.stack([i for p in positions if (i := reals[p].image) is not None])
                 )
-                intensity = [m for p in positions if (m := reals[p].intensity) is not None]
                 out = generator.vary(
                     image,
                     label,
                     affine,
                     strength=parameters.strength,
                     seed=own,
-                    steps=steps,
-                    guidance=guidance,
+                    allow_label_drift=parameters.allow_label_drift,
                     residual=False,
-                    intensity=intensity,
+                    intensity=[m for p in positions if (m := reals[p].intensity) is not None],
+                    **self._how,
                 )
             images |= dict(zip(positions, out.numpy(), strict=True))
         return [
-            _Made(images[position], real.label[0], real.affine, self._provenance(source, real))
+            Made(images[position], real.label[0], real.affine, self._provenance(source, real))
             for position, (source, real) in enumerate(zip(sources, reals, strict=True))
         ]
 
@@ -460,91 +411,14 @@ class _Builder:
             name=source.case.name, patient=known.patient, files=known.files, box=real.box, cut=real.cut
         )
 
-    def _write(self, index: int, made: _Made, header: Manifest) -> CaseRecord:
-        """Write a case's files and give its record."""
-        name, settings = self.names[index], self.settings
-        image = made.image
-        if header.image_dtype == "int16":
-            limits = np.iinfo(np.int16)
-            image = np.rint(image).clip(limits.min, limits.max)
-        arrays = self.layout.image_arrays(image.astype(header.image_dtype))
-        volumes = dict(zip(self.layout.image_paths(name, len(image)), arrays, strict=True))
-        volumes[self.layout.label_path(name)] = renumber(made.label, self.label_ids).astype(self.label_dtype)
-        files = {}
-        for path, array in volumes.items():
-            content = nifti_bytes(array, made.affine, f"synthetic: {self.generator.name} {settings.verb}")
-            with atomic_path(self.output / path) as temporary:
-                temporary.write_bytes(content)
-            files[path] = hashlib.sha256(content).hexdigest()
-        return CaseRecord(
-            name=name,
-            generator=settings.generator.name,
-            weights=settings.generator.weights,
-            verb=settings.verb,
-            seed=case_seed(settings.seed, index),
-            parameters=settings.parameters,
-            source=made.source,
-            licence=header.licence,
-            files=files,
-        )
 
-    # -- what describes the whole
-
-    def _finish(self, header: Manifest, records: list[CaseRecord]) -> Manifest:
-        """Write everything but the cases; the manifest last."""
-        settings, card = self.settings, self.generator.card
-        names = {self.label_ids[number]: name for number, name in settings.generator.labels.items()}
-        description = self.layout.describe(
-            name=settings.name,
-            description=sentence(settings),
-            licence=header.licence,
-            reference="; ".join(header.citation) or card.name,
-            channels=card.channels,
-            labels=names,
-            cases=self.names,
-            provenance={
-                "synthetic": True,
-                "generator": settings.generator.name,
-                "weights": settings.generator.weights,
-                "verb": settings.verb,
-                "seed": settings.seed,
-                "version": header.versions["diffaug"],
-                "manifest": MANIFEST,
-            },
-        )
-        atomic_write_json(self.output / DESCRIPTION, description)
-        atomic_write_text(self.output / README, readme(header))
-        self._draw(records[:MONTAGE_CASES], names, header)
-        files = {path: sha256_file(self.output / path) for path in (DESCRIPTION, README, MONTAGE)}
-        manifest = header.model_copy(update={"files": files, "cases": records})
-        write_manifest(self.output / MANIFEST, manifest)
-        (self.output / STATE).unlink()
-        return manifest
-
-    def _draw(self, records: Sequence[CaseRecord], names: Mapping[int, str], header: Manifest) -> None:
-        """The montage of the first cases, from their files."""
-        images, labels, affines, titles = [], [], [], []
-        for index, record in enumerate(records):
-            label = self.output / self.layout.label_path(record.name)
-            paths = [
-                self.output / path
-                for path in self.layout.image_paths(record.name, len(self.settings.generator.channels))
-            ]
-            loaded = load_case(CaseFiles(record.name, tuple(paths), label, record.name))
-            images.append(loaded.image)
-            labels.append(loaded.label)
-            affines.append(loaded.affine)
-            titles.append(f"case {index}" + (f"\nof {record.source.name}" if record.source else ""))
-        montage(
-            images,
-            labels,
-            titles,
-            self.output / MONTAGE,
-            affines=affines,
-            names=names,
-            heading=sentence(self.settings),
-            footer=f"Licence: {header.licence}",
-        )
+def _fits_integers(intensity: IntensityMap) -> bool:
+    """Whether whole numbers of 16 bits hold the volumes of an intensity map well enough."""
+    span = intensity.high - intensity.low
+    beyond = span * (intensity.clip - 1) / 2
+    limits = torch.iinfo(torch.int16)
+    inside = (intensity.low - beyond >= limits.min) & (intensity.high + beyond <= limits.max)
+    return bool(((span > INTEGER_RANGE) & inside).all())
 
 
 def _size(count: float) -> str:

@@ -11,6 +11,7 @@ from diffaug.datasets.reading import Dataset
 from diffaug.datasets.volumes import (
     CaseFiles,
     Volume,
+    affine_mismatch,
     geometry_fault,
     label_array,
     read_volume,
@@ -18,9 +19,6 @@ from diffaug.datasets.volumes import (
     stack_channels,
 )
 from diffaug.errors import DatasetError
-
-# How far the affines of a case's files may differ, relative to the smallest voxel side.
-AFFINE_TOLERANCE = 1e-3
 
 
 def check_dataset(dataset: Dataset, on_case: Callable[[str], None] | None = None) -> None:
@@ -132,14 +130,6 @@ def _voxel_problems(file: Path, array: np.ndarray) -> list[str]:
 
 def _affine_problems(volumes: dict[Path, Volume]) -> list[str]:
     """Files of a case that do not lie where its first one does, of those with a usable affine."""
-    usable = {file: volume.affine for file, volume in volumes.items() if geometry_fault(volume) is None}
-    problems = []
-    for file, affine in list(usable.items())[1:]:
-        first, wanted = next(iter(usable.items()))
-        difference = np.abs(affine - wanted).max()
-        if difference > AFFINE_TOLERANCE * np.linalg.norm(wanted[:3, :3], axis=0).min():
-            problems.append(
-                f"{file} lies elsewhere than {first}: their affines differ by {difference:.3g} mm, "
-                f"{affine[:3].tolist()} against {wanted[:3].tolist()}: resample it, or correct its header"
-            )
-    return problems
+    usable = [(file, volume.affine) for file, volume in volumes.items() if geometry_fault(volume) is None]
+    mismatches = (affine_mismatch(file, affine, *usable[0]) for file, affine in usable[1:])
+    return [problem for problem in mismatches if problem]

@@ -9,11 +9,20 @@ README = "README.md"
 def sentence(settings: Settings) -> str:
     """What the dataset is."""
     how = {
-        "sample": "images and label maps sampled",
+        "sample": "images and label maps sampled" if settings.labels else "images sampled",
         "paint": "images painted for the label maps of {source}",
         "vary": "variations of the cases of {source}",
     }[settings.verb].format(source=settings.source.name if settings.source else "")
     return f"Synthetic: {how} by the generator {settings.generator.name} (diffaug)"
+
+
+def caveat(settings: Settings) -> str:
+    """What the label maps are not; empty where the images show them."""
+    if settings.parameters.allow_label_drift:
+        return "Label maps were copied from the source unchanged: the anatomy in the images may have moved"
+    if not settings.labels:
+        return "There are no label maps: the generator knows no labels"
+    return ""
 
 
 def readme(header: Manifest) -> str:
@@ -28,25 +37,31 @@ def readme(header: Manifest) -> str:
     ]
     if origin:
         command.append(f"--source FOLDER_OF_{origin.name.upper().replace(' ', '_')}")
-    command += [f"--layout {settings.layout}", f"--seed {settings.seed}", f"--steps {parameters.steps}"]
-    command.append(f"--guidance {parameters.guidance:g}")
+    command += [f"--layout {settings.layout}", f"--seed {settings.seed}"]
+    command += [f"--sampler {parameters.sampler}", f"--steps {parameters.steps}"]
+    if settings.generator.labels:
+        command.append(f"--guidance {parameters.guidance:g}")
     if parameters.strength is not None:
         command.append(f"--strength {parameters.strength:g}")
+    if parameters.allow_label_drift:
+        command.append("--allow-label-drift")
     command += [f"--label-mapping {old}={new}" for old, new in settings.label_mapping.items()]
     command.append(f"--output {settings.name}")
     renumbered = ", ".join(f"{new} -> {old}" for new, old in header.label_ids.items() if new != old)
+    theirs = "source" if parameters.allow_label_drift else "generator"
     made = ", ".join(f"{name} {version}" for name, version in header.versions.items())
     lines = [
         f"# {settings.name}",
         "",
         f"{sentence(settings)}. {settings.cases} cases, none of them a scan of a person.",
         "",
+        *([f"**{caveat(settings)}.**", _advice(settings), ""] if caveat(settings) else []),
         "Train with them, do not validate on them: a figure measured on synthetic cases says little about",
         "real ones.",
     ]
     if origin:
         lines += [
-            "Each case shows the anatomy of a real one, which `manifest.json` names under `source`, with",
+            "Each case was made from a real one, which `manifest.json` names under `source`, with",
             "hashes of its files: keep it out of the training of a network that is validated or tested on",
             "that patient, and ask whoever owns the source before you share the dataset.",
         ]
@@ -55,7 +70,7 @@ def readme(header: Manifest) -> str:
         f"- Licence: {header.licence}",
         f"- Generator: {settings.generator.name}, weights {settings.generator.weights}",
         *([f"- Source: {origin.name}"] if origin else []),
-        *([f"- Label ids, here -> of the generator: {renumbered}"] if renumbered else []),
+        *([f"- Label ids, here -> of the {theirs}: {renumbered}"] if renumbered else []),
         *(f"- Cite: {entry}" for entry in header.citation),
         f"- Made with {made}, on {header.device}",
         "",
@@ -68,3 +83,10 @@ def readme(header: Manifest) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _advice(settings: Settings) -> str:
+    """What to do with a dataset that has a caveat."""
+    if not settings.labels:
+        return "Use the images for pretraining without supervision."
+    return "The generator knows no labels and could not follow them: look how far they fit before you train."

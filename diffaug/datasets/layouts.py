@@ -17,6 +17,8 @@ LayoutName = Literal["nnunet", "decathlon"]
 # Of zlib's levels on 40 scans of Task04_Hippocampus as int16, 4 took 0.09 s, 6 took 0.32 s and 9 took 0.39 s,
 # for 2.76, 2.80 and 2.80 MB.
 COMPRESSION = 4
+# What `dataset.json` names where there are no label maps: readers expect at least the background.
+BACKGROUND = {0: "background"}
 # nnU-Net's own numbers are low; 900 and above stay clear of the public datasets.
 FIRST_NUMBER = 901
 
@@ -65,7 +67,8 @@ class Layout(ABC):
         cases: Sequence[str],
         provenance: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """The content of `dataset.json`; `labels` maps ids in the dataset to names."""
+        """The content of `dataset.json`; `labels` maps ids in the dataset to names, and is empty where there
+        are no label maps."""
 
 
 class NnunetLayout(Layout):
@@ -118,7 +121,7 @@ class NnunetLayout(Layout):
             "licence": licence,
             "reference": reference,
             "channel_names": {str(index): channel for index, channel in enumerate(channels)},
-            "labels": {label: number for number, label in _unique(labels).items()},
+            "labels": {label: number for number, label in _unique(labels or BACKGROUND).items()},
             "numTraining": len(cases),
             "file_ending": ".nii.gz",
             "diffaug": dict(provenance),
@@ -161,14 +164,12 @@ class DecathlonLayout(Layout):
             "licence": licence,
             "tensorImageSize": "3D" if len(channels) == 1 else "4D",
             "modality": {str(index): channel for index, channel in enumerate(channels)},
-            "labels": {str(number): label for number, label in labels.items()},
+            "labels": {str(number): label for number, label in (labels or BACKGROUND).items()},
             "numTraining": len(cases),
             "numTest": 0,
             "training": [
-                {
-                    "image": f"./{self.image_paths(case, len(channels))[0]}",
-                    "label": f"./{self.label_path(case)}",
-                }
+                {"image": f"./{self.image_paths(case, len(channels))[0]}"}
+                | ({"label": f"./{self.label_path(case)}"} if labels else {})
                 for case in cases
             ],
             "test": [],
@@ -190,7 +191,12 @@ def _unique(labels: Mapping[int, str]) -> dict[int, str]:
 
 
 def nifti_bytes(array: np.ndarray, affine: np.ndarray, description: str) -> bytes:
-    """A compressed NIfTI-1 file: the same bytes whenever it is made.
+    """A compressed NIfTI-1 file: the same bytes whenever it is made; arguments as for `plain_nifti_bytes`."""
+    return compressed(plain_nifti_bytes(array, affine, description))
+
+
+def plain_nifti_bytes(array: np.ndarray, affine: np.ndarray, description: str) -> bytes:
+    """A NIfTI-1 file, not compressed.
 
     Args:
         array: `(I, J, K)` or `(I, J, K, C)` of uint8, int16 or float32.
@@ -211,8 +217,13 @@ def nifti_bytes(array: np.ndarray, affine: np.ndarray, description: str) -> byte
     header["magic"] = b"n+1"
     header["vox_offset"] = 352
     no_extension = bytes(4)
+    return header.binaryblock + no_extension + array.astype(stored).tobytes(order="F")
+
+
+def compressed(content: bytes) -> bytes:
+    """A gzip file: the same bytes whenever it is made."""
     buffer = io.BytesIO()
     # Neither time nor file name in the gzip header.
     with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0, compresslevel=COMPRESSION) as file:
-        file.write(header.binaryblock + no_extension + array.astype(stored).tobytes(order="F"))
+        file.write(content)
     return buffer.getvalue()

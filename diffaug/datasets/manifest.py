@@ -43,13 +43,17 @@ class GeneratorRecord(_Part):
 
 
 class Parameters(_Part):
-    """How the verb was applied; `strength` is that of `vary`, None for the other verbs."""
+    """How the verb was applied; `strength` is that of `vary`, None for the other verbs.
+
+    With `allow_label_drift` the label map is a copy, and nothing kept the image to it.
+    """
 
     sampler: str
     shift: float
     steps: int
     guidance: float
     strength: float | None
+    allow_label_drift: bool = False
 
 
 class SourceCase(_Part):
@@ -65,13 +69,15 @@ class SourceCase(_Part):
 class SourceRecord(_Part):
     """What was painted (a folder of label maps) or varied (a dataset), with the cases used, in order.
 
-    `subset` is "train" where the dataset has a split, whose other cases are then left alone.
+    `subset` is "train" where the dataset has a split, whose other cases are then left alone. `labels` names
+    the ids of label maps that are copied; it is empty where the generator's vocabulary counts.
     """
 
     name: str
     licence: str | None
     reference: str | None
     subset: Literal["train"] | None
+    labels: dict[int, str] = {}
     cases: dict[str, SourceCase]
 
 
@@ -87,6 +93,13 @@ class Settings(_Part):
     parameters: Parameters
     label_mapping: dict[int, int]
     source: SourceRecord | None
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """Id -> name in the label maps, before the layout numbers them; empty where there are none."""
+        if self.source is not None and self.parameters.allow_label_drift:
+            return self.source.labels
+        return self.generator.labels
 
 
 class CaseSource(SourceCase):
@@ -120,7 +133,9 @@ class Manifest(_Part):
     Attributes:
         licence: of the dataset, in words where generator and source differ.
         citation: what to cite, the generator's and the source's.
-        label_ids: id in the dataset -> id in the generator's vocabulary.
+        caveat: what the label maps are not, in words; empty where the images show them.
+        label_ids: id in the dataset -> id in the vocabulary of the generator, or of the source whose label
+            maps are copied; empty where there are no label maps.
         image_dtype: of the voxels on disk.
         versions: of whatever decides bytes.
         device: what the networks ran on.
@@ -131,6 +146,7 @@ class Manifest(_Part):
     settings: Settings
     licence: str
     citation: list[str]
+    caveat: str = ""
     label_ids: dict[int, int]
     image_dtype: Literal["int16", "float32"]
     versions: dict[str, str]

@@ -2,10 +2,11 @@
 
 Three layouts are known, told apart by what lies in the folder:
 
-- the Medical Segmentation Decathlon's: `dataset.json` lists image and label under `training` and names the
-  channels under `modality`; several channels are the fourth axis of one file;
+- the Medical Segmentation Decathlon's: `dataset.json` lists image and (optionally) label under `training` and
+  names the channels under `modality`; several channels are the fourth axis of one file;
 - nnU-Net raw: `dataset.json` has `channel_names`, `labels`, `file_ending`; images are
-  `imagesTr/CASE_0000.nii.gz`, one file per channel, labels `labelsTr/CASE.nii.gz`;
+  `imagesTr/CASE_0000.nii.gz`, one file per channel, labels `labelsTr/CASE.nii.gz`, unless `labels` names only
+  the background and there is no `labelsTr`;
 - two folders of images and labels with equal file names (`images` and `labels`, `imagesTr` and `labelsTr`, or
   any two that the caller names), images optionally with nnU-Net's channel number, labels optional.
 
@@ -146,7 +147,7 @@ def read_dataset(
             for case in sorted(found.cases, key=lambda case: case[0])
         ),
         channels=found.channels,
-        labels=found.labels,
+        labels=found.labels if any(label is not None for _, _, label in found.cases) else {},
         licence=_text(description, "licence") or _text(description, "license"),
         reference=_text(description, "reference"),
         split=subsets,
@@ -202,10 +203,11 @@ def _read_nnunet(root: Path, description: dict[str, Any], problems: list[str]) -
     by_case, strays = _group_channels(scans)
     strays += [file for found in by_case.values() for index, file in found.items() if index >= len(channels)]
     strays += [label for label in label_files if _stem(label) not in by_case]
+    labelled = label_folder.is_dir() or set(labels) != {0}
     cases: list[_Case] = []
     for name in by_case:
         files = tuple(images / f"{name}_{index:04d}{ending}" for index in range(len(channels)))
-        cases.append((name, files, label_folder / f"{name}{ending}"))
+        cases.append((name, files, label_folder / f"{name}{ending}" if labelled else None))
     return _Found(cases, channels, labels, tuple(sorted(strays)))
 
 

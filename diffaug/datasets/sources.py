@@ -40,7 +40,7 @@ class RealCase(NamedTuple):
     Attributes:
         image: (C, I, J, K) float32, or None where only the label is used.
         intensity: the image's intensity map, of the whole scan.
-        label: (1, I, J, K) int16, ids of the generator.
+        label: (1, I, J, K) int16, ids of the generator, or of the source where the generator knows none.
         affine: (4, 4), RAS+ mm, of the cropped voxels.
         box: half-open bounds of the crop in the source's voxels.
         cut: voxels of the label outside the crop.
@@ -63,8 +63,18 @@ class Sources:
     record: SourceRecord | None = None
 
 
-def find_sources(verb: Verb, folder: Path | str | None, count: int, channels: Sequence[str]) -> Sources:
-    """The sources of `count` cases, identified by their hashes; their voxels are not yet looked at."""
+def find_sources(
+    verb: Verb,
+    folder: Path | str | None,
+    count: int,
+    channels: Sequence[str],
+    *,
+    with_labels: bool = False,
+) -> Sources:
+    """The sources of `count` cases, identified by their hashes; their voxels are not yet looked at.
+
+    `with_labels` records the source's vocabulary, too, for label maps that are copied.
+    """
     if folder is None:
         return Sources()
     folder = Path(folder).expanduser().absolute()
@@ -102,6 +112,7 @@ def find_sources(verb: Verb, folder: Path | str | None, count: int, channels: Se
         licence=dataset.licence if dataset else None,
         reference=dataset.reference if dataset else None,
         subset=subset,
+        labels=dataset.labels if dataset and with_labels else {},
         cases={
             source.case.name: SourceCase(
                 patient=source.patient, files={name: sha256_file(path) for name, path in source.files.items()}
@@ -199,14 +210,15 @@ def read_source(source: Source, generator: Generator, label_mapping: Mapping[int
             raise DatasetError([f"{path} {fault}"])
         image, label, affine = None, label_array(volume.array, path), volume.affine
     assert label is not None
-    try:
-        # The vocabulary says what is wrong with ids; a row of them is enough for that.
-        generator.vocabulary.one_hot(
-            torch.from_numpy(np.unique(label))[None, None, None, None], label_mapping
-        )
-    except LabelError as error:
-        raise LabelError(f"{source.case.label}: {error}") from error
-    label = renumber(label, label_mapping)
+    if generator.knows_labels:
+        try:
+            # The vocabulary says what is wrong with ids; a row of them is enough for that.
+            generator.vocabulary.one_hot(
+                torch.from_numpy(np.unique(label))[None, None, None, None], label_mapping
+            )
+        except LabelError as error:
+            raise LabelError(f"{source.case.label}: {error}") from error
+        label = renumber(label, label_mapping)
     foreground = label[0] != 0
     total = int(foreground.sum())
     if not total:

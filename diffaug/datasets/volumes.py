@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from numpy.typing import DTypeLike
 
 from diffaug.errors import DatasetError
 
@@ -21,6 +22,8 @@ INTEGER_TOLERANCE = 1e-3
 # The most that a byte of a gzip file can expand to (zlib's technical notes). A header that announces more is
 # wrong, and found out before memory is set aside for it.
 DEFLATE_RATIO = 1032
+# How far the affines of a case's files may differ, relative to the smallest voxel side.
+AFFINE_TOLERANCE = 1e-3
 
 _UNREADABLE = (
     ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError, MemoryError,
@@ -145,15 +148,29 @@ def shape_mismatch(file: Path, shape: Sequence[int], other: Path, wanted: Sequen
     return f"{file} has the shape {tuple(shape)}, {other} {tuple(wanted)}: resample them to one grid"
 
 
-def stack_channels(arrays: Sequence[np.ndarray], files: Sequence[Path]) -> np.ndarray:
+def affine_mismatch(file: Path, affine: np.ndarray, other: Path, wanted: np.ndarray) -> str | None:
+    """The message for two files of a case that do not lie in the same place, or None where they do."""
+    difference = np.abs(affine - wanted).max()
+    if difference <= AFFINE_TOLERANCE * np.linalg.norm(wanted[:3, :3], axis=0).min():
+        return None
+    return (
+        f"{file} lies elsewhere than {other}: their affines differ by {difference:.3g} mm, "
+        f"{affine[:3].tolist()} against {wanted[:3].tolist()}: resample it, or correct its header"
+    )
+
+
+def stack_channels(
+    arrays: Sequence[np.ndarray], files: Sequence[Path], dtype: DTypeLike = np.float32
+) -> np.ndarray:
     """Join the files of an image.
 
     Args:
         arrays: one 3D volume per file, or a single 4D volume with the channels on its last axis.
         files: where they come from, for messages.
+        dtype: of the result.
 
     Returns:
-        (C, I, J, K) float32.
+        (C, I, J, K) of `dtype`.
 
     Raises:
         DatasetError: listing the volumes that are not 3D, or whose shape differs from the first one's.
@@ -173,7 +190,7 @@ def stack_channels(arrays: Sequence[np.ndarray], files: Sequence[Path]) -> np.nd
         raise DatasetError(problems)
     volumes = [array.reshape(*array.shape[:3], -1) for array in arrays]
     with np.errstate(over="ignore"):
-        joined = np.concatenate(volumes, axis=3, dtype=np.float32)
+        joined = np.concatenate(volumes, axis=3, dtype=dtype)
     return np.ascontiguousarray(np.moveaxis(joined, 3, 0))
 
 

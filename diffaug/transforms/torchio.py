@@ -40,7 +40,7 @@ except ImportError as error:
 # Images are on one grid if no corner voxel differs by more than this part of the smallest voxel edge.
 SAME_PLACE = 0.05
 # Arguments of both transforms that the random one hands to the deterministic one.
-SHARED_ARGUMENTS = ("steps", "guidance", "label", "label_mapping", "allow_label_drift")
+SHARED_ARGUMENTS = ("steps", "guidance", "sampler", "label", "label_mapping", "allow_label_drift")
 
 
 class _VariationTransform(IntensityTransform):
@@ -52,6 +52,7 @@ class _VariationTransform(IntensityTransform):
         *,
         steps: int | None,
         guidance: float | None,
+        sampler: str | None,
         label: str | None,
         label_mapping: Mapping[int, int] | None,
         allow_label_drift: bool,
@@ -63,6 +64,7 @@ class _VariationTransform(IntensityTransform):
         self._source = generator if isinstance(generator, Generator) else self.generator
         self.steps = steps
         self.guidance = guidance
+        self.sampler = sampler
         self.label = label
         # JSON has text keys; a history gives them back.
         self.label_mapping = {str(k): int(v) for k, v in label_mapping.items()} if label_mapping else None
@@ -84,6 +86,8 @@ class RandomVariation(RandomTransform, _VariationTransform):
         p: probability that the transform is applied.
         steps: sampler steps for strength 1, at least 1; lower strengths take their share (default: card's).
         guidance: weight of the label on the image, 1 is none (default: card's).
+        sampler: one that the generator's architecture has (default: card's); with another one, `steps` is by
+            default what is usual for it.
         label: name of the label map to follow; by default the only one (`exclude` hides others).
         label_mapping: ids of that label map to the generator's, where they differ.
         allow_label_drift: also vary a subject without a label map, or a labelled one with a generator that
@@ -96,7 +100,8 @@ class RandomVariation(RandomTransform, _VariationTransform):
         CardError: for an unknown generator, or a card that is not valid.
         VerbError: for a generator that cannot vary, or, when applied, images that do not fit its channels.
         LabelError: when applied, for label maps that are missing, ambiguous, or hold ids that are not known.
-        DiffaugError: when applied, for images or label maps on different grids.
+        DiffaugError: when applied, for images or label maps on different grids, or for steps, guidance or a
+            sampler that the generator cannot work with.
     """
 
     def __init__(
@@ -107,6 +112,7 @@ class RandomVariation(RandomTransform, _VariationTransform):
         *,
         steps: int | None = None,
         guidance: float | None = None,
+        sampler: str | None = None,
         label: str | None = None,
         label_mapping: Mapping[int, int] | None = None,
         allow_label_drift: bool = False,
@@ -117,6 +123,7 @@ class RandomVariation(RandomTransform, _VariationTransform):
             p=p,
             steps=steps,
             guidance=guidance,
+            sampler=sampler,
             label=label,
             label_mapping=label_mapping,
             allow_label_drift=allow_label_drift,
@@ -163,6 +170,7 @@ class Variation(_VariationTransform):
         steps: int | None = None,
         *,
         guidance: float | None = None,
+        sampler: str | None = None,
         label: str | None = None,
         label_mapping: Mapping[int, int] | None = None,
         allow_label_drift: bool = False,
@@ -173,6 +181,7 @@ class Variation(_VariationTransform):
             generator,
             steps=steps,
             guidance=guidance,
+            sampler=sampler,
             label=label,
             label_mapping=label_mapping,
             allow_label_drift=allow_label_drift,
@@ -195,10 +204,11 @@ class Variation(_VariationTransform):
             seed=self.seed,
             steps=self.steps,
             guidance=self.guidance,
+            sampler=self.sampler,
             weights_hash=self.weights_hash,
         )
         # The history holds what was used, not "the card's default".
-        for name in ("weights_hash", "steps", "guidance"):
+        for name in ("weights_hash", "steps", "guidance", "sampler"):
             setattr(self, name, parameters[name])
         card = resolve(self._source, self.weights_hash).card
         images = self._choose_images(subject, card)

@@ -2,8 +2,8 @@
 
 The parameters of an applied variation are
 
-    {"generator": name or folder, "weights_hash": SHA-256, "verb": "vary", "strength": 0 to 1, "steps": >= 1,
-     "guidance": >= 0, "seed": >= 0}
+    {"generator": name or folder, "weights_hash": SHA-256, "verb": "vary", "strength": 0 to 1,
+     "sampler": name (the card's where it is not given), "steps": >= 1, "guidance": >= 0, "seed": >= 0}
 
 and together with the case they decide the result. A plug-in draws strength and seed from its framework's
 random state, calls `make_parameters`, keeps what that returns, and calls `apply_parameters` with tensors.
@@ -110,22 +110,24 @@ def make_parameters(
     seed: int,
     steps: int | None = None,
     guidance: float | None = None,
+    sampler: str | None = None,
     weights_hash: str | None = None,
 ) -> dict[str, Any]:
-    """The parameters of one variation; `steps` and `guidance` default to the card's.
+    """The parameters of one variation, with the card's defaults for what is None.
 
     Raises:
-        CardError: see `resolve`.
+        CardError, DiffaugError: see `resolve` and `Generator.sampling`.
     """
     loaded = resolve(generator, weights_hash)
-    defaults = loaded.card.defaults
+    sampling = loaded.sampling("vary", steps, guidance, sampler)
     return {
         "generator": reference(generator),
         "weights_hash": loaded.weights_hash,
         "verb": "vary",
         "strength": float(strength),
-        "steps": defaults.steps if steps is None else int(steps),
-        "guidance": defaults.guidance_of("vary") if guidance is None else float(guidance),
+        "sampler": sampling.sampler,
+        "steps": int(sampling.steps),
+        "guidance": float(sampling.guidance),
         "seed": int(seed),
     }
 
@@ -176,6 +178,7 @@ def apply_parameters(
         seed=[parameters["seed"]],
         steps=parameters["steps"],
         guidance=parameters["guidance"],
+        sampler=parameters.get("sampler"),
         label_mapping=label_mapping,
         allow_label_drift=allow_label_drift,
     )[0]

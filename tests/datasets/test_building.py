@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from diffaug.cli import app
-from diffaug.datasets import building
+from diffaug.datasets import building, writing
 from diffaug.datasets.building import build_dataset
 from diffaug.datasets.checking import check_dataset
 from diffaug.datasets.layouts import nifti_bytes
@@ -93,7 +93,7 @@ def source(tmp_path: Path) -> Path:
 def plain_montage(monkeypatch: pytest.MonkeyPatch) -> None:
     """A montage that costs nothing."""
     monkeypatch.setattr(
-        building, "montage", lambda *args, **kwargs: args[3].write_bytes(repr(args[2]).encode())
+        writing, "montage", lambda *args, **kwargs: args[3].write_bytes(repr(args[2]).encode())
     )
 
 
@@ -416,6 +416,248 @@ def _grid_axes(affine: np.ndarray) -> list[int]:
     return [int(axis) for axis in nib.orientations.io_orientation(affine)[:, 0]]
 
 
+# -------- generators without labels
+
+Make = Callable[..., Generator]
+
+
+@pytest.mark.parametrize("layout", ["nnunet", "decathlon"])
+def test_without_labels_images_alone_are_sampled(
+    medical_generator: Make, tmp_path: Path, layout: Any
+) -> None:
+    generator = medical_generator()
+    build_dataset(generator, tmp_path / NAME, cases=2, layout=layout, seed=5, **FAST)
+    dataset = read_dataset(tmp_path / NAME)
+    check_dataset(dataset)
+    assert dataset.labels == {}
+    assert dataset.channels == ("MR",)
+    assert [case.name for case in dataset.cases] == ["seed_sample_00000", "seed_sample_00001"]
+    for index, case in enumerate(dataset.cases):
+        loaded = load_case(case)
+        assert loaded.label is None
+        sample = generator.sample(1, seed=[case_seed(5, index)], **FAST)
+        np.testing.assert_array_equal(loaded.image, np.rint(sample.image[0].numpy()))
+        np.testing.assert_allclose(loaded.affine, sample.affine)
+    assert sorted(path.name for path in (tmp_path / NAME).iterdir()) == [
+        "README.md",
+        "dataset.json",
+        "imagesTr",
+        "manifest.json",
+        "montage.png",
+    ]
+
+
+def test_a_dataset_without_labels_says_so(medical_generator: Make, tmp_path: Path) -> None:
+    build_dataset(medical_generator(), tmp_path / NAME, cases=1, **FAST)
+    caveat = "There are no label maps"
+    description = json.loads((tmp_path / NAME / "dataset.json").read_text())
+    assert caveat in description["description"]
+    assert description["labels"] == {"background": 0}
+    readme = (tmp_path / NAME / "README.md").read_text()
+    assert caveat in readme
+    assert "images sampled by the generator seed" in readme
+    assert "--sampler ancestral --steps 2 --output" in readme
+    manifest = read_manifest(tmp_path / NAME / "manifest.json")
+    assert caveat in manifest.caveat
+    assert manifest.label_ids == {}
+    assert set(manifest.cases[0].files) == {"imagesTr/seed_sample_00000_0000.nii.gz"}
+
+
+def test_monai_reads_the_list_of_images_without_labels(medical_generator: Make, tmp_path: Path) -> None:
+    from monai.data import load_decathlon_datalist
+
+    build_dataset(medical_generator(), tmp_path / "set", cases=2, layout="decathlon", **FAST)
+    for segmentation in (True, False):
+        listed = load_decathlon_datalist(tmp_path / "set" / "dataset.json", segmentation, "training")
+        assert [set(entry) for entry in listed] == [{"image"}, {"image"}]
+        assert all(Path(entry["image"]).is_file() for entry in listed)
+
+
+def test_only_the_background_and_no_folder_of_labels_mean_no_labels(
+    medical_generator: Make, tmp_path: Path
+) -> None:
+    """Else label files that were lost would go unnoticed."""
+    build_dataset(medical_generator(), tmp_path / NAME, cases=1, **FAST)
+    (tmp_path / NAME / "labelsTr").mkdir()
+    with pytest.raises(DatasetError, match=r"labelsTr/seed_sample_00000\.nii\.gz is missing"):
+        check_dataset(read_dataset(tmp_path / NAME))
+    (tmp_path / NAME / "labelsTr").rmdir()
+    description = json.loads((tmp_path / NAME / "dataset.json").read_text())
+    description["labels"]["liver"] = 1
+    (tmp_path / NAME / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(DatasetError, match=r"labelsTr/seed_sample_00000\.nii\.gz is missing"):
+        check_dataset(read_dataset(tmp_path / NAME))
+
+
+def test_labels_are_copied_where_they_may_drift(
+    medical_generator: Make, source: Path, tmp_path: Path
+) -> None:
+    generator = medical_generator()
+    arguments: dict[str, Any] = {"cases": 4, "verb": "vary", "source": source, "strength": 0.5, **FAST}
+    build_dataset(generator, tmp_path / NAME, allow_label_drift=True, **arguments)
+    dataset = read_dataset(tmp_path / NAME)
+    check_dataset(dataset)
+    assert dataset.labels == {0: "background", 1: "front", 2: "back"}
+    records = read_manifest(tmp_path / NAME / "manifest.json").cases
+    real_cases = read_dataset(source).cases
+    for index, (case, record) in enumerate(zip(dataset.cases, records, strict=True)):
+        real, made = load_case(real_cases[index % 3]), load_case(case)
+        assert real.label is not None
+        assert record.source is not None
+        assert record.source.cut == 0
+        part = tuple(slice(*bounds) for bounds in record.source.box)
+        np.testing.assert_array_equal(made.label, real.label[:, *part])
+        image, label = (
+            torch.from_numpy(np.ascontiguousarray(a[None, :, *part])) for a in (real.image, real.label)
+        )
+        expected = generator.vary(
+            image,
+            label,
+            made.affine,
+            strength=0.5,
+            seed=[case_seed(0, index)],
+            allow_label_drift=True,
+            residual=False,
+            intensity=[fit_intensity_map(torch.from_numpy(real.image), generator.card.intensity)],
+            **FAST,
+        )
+        np.testing.assert_allclose(made.image, np.rint(expected[0].numpy()), atol=1)
+    assert (load_case(dataset.cases[0]).image != load_case(dataset.cases[3]).image).mean() > 0.5
+
+
+def test_copied_labels_are_called_copied(medical_generator: Make, source: Path, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"cases": 1, "verb": "vary", "source": source, **FAST}
+    build_dataset(medical_generator(), tmp_path / NAME, allow_label_drift=True, **arguments)
+    caveat = "Label maps were copied from the source unchanged: the anatomy in the images may have moved"
+    assert caveat in json.loads((tmp_path / NAME / "dataset.json").read_text())["description"]
+    readme = (tmp_path / NAME / "README.md").read_text()
+    assert caveat in readme
+    assert "--strength 0.5 --allow-label-drift" in readme
+    manifest = read_manifest(tmp_path / NAME / "manifest.json")
+    assert manifest.caveat == caveat
+    assert manifest.settings.parameters.allow_label_drift
+    assert all(case.parameters.allow_label_drift for case in manifest.cases)
+    assert manifest.licence == "CC0-1.0 (generator); CC-BY 4.0 (source: Balls)"
+
+
+def test_true_labels_have_no_caveat(tiny_generator: Generator, source: Path, tmp_path: Path) -> None:
+    build_dataset(tiny_generator, tmp_path / NAME, cases=1, verb="vary", source=source, **FAST)
+    manifest = read_manifest(tmp_path / NAME / "manifest.json")
+    assert manifest.caveat == ""
+    assert not manifest.settings.parameters.allow_label_drift
+    for file in ("README.md", "dataset.json"):
+        assert "copied" not in (tmp_path / NAME / file).read_text()
+
+
+def test_ids_of_copied_labels_are_the_sources(medical_generator: Make, source: Path, tmp_path: Path) -> None:
+    label = ball((16, 24, 16), (8, 11, 8)).astype(np.int16) * 300
+    nib.save(nib.Nifti1Image(label, np.diag([1.5, 1.5, 1.5, 1])), source / "labelsTr" / "a.nii.gz")
+    describe(source, labels={"0": "background", "300": "front", "600": "back"})
+    arguments: dict[str, Any] = {"cases": 1, "verb": "vary", "source": source, "allow_label_drift": True}
+    build_dataset(medical_generator(), tmp_path / NAME, **arguments, **FAST)
+    build_dataset(medical_generator(), tmp_path / "decathlon", layout="decathlon", **arguments, **FAST)
+    nnunet, decathlon = (read_dataset(tmp_path / name) for name in (NAME, "decathlon"))
+    assert nnunet.labels == {0: "background", 1: "front", 2: "back"}
+    assert decathlon.labels == {0: "background", 300: "front", 600: "back"}
+    np.testing.assert_array_equal(load_case(nnunet.cases[0]).label, label[None] // 300)
+    np.testing.assert_array_equal(load_case(decathlon.cases[0]).label, label[None])
+    assert read_manifest(tmp_path / NAME / "manifest.json").label_ids == {0: 0, 1: 300, 2: 600}
+    assert "here -> of the source: 1 -> 300, 2 -> 600" in (tmp_path / NAME / "README.md").read_text()
+
+
+def test_other_names_of_copied_labels_are_other_settings(
+    medical_generator: Make, source: Path, tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {"cases": 1, "verb": "vary", "source": source, "allow_label_drift": True}
+    build_dataset(medical_generator(), tmp_path / NAME, **arguments, **FAST)
+    describe(source, labels={"0": "background", "1": "front", "2": "top"})
+    with pytest.raises(DiffaugError, match=r'source\.labels\.2: "back" there, "top" now'):
+        build_dataset(medical_generator(), tmp_path / NAME, **arguments, **FAST)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            {},
+            LabelError,
+            r"seed knows no labels and cannot keep those of the source true.*--allow-label-drift",
+        ),
+        (
+            {"allow_label_drift": True, "label_mapping": {1: 2}},
+            LabelError,
+            "label_mapping leads to a generator",
+        ),
+        ({"allow_label_drift": True, "guidance": 2.0}, DiffaugError, "no labels that could guide it"),
+        ({"allow_label_drift": True, "steps": 13}, DiffaugError, "at least 1 and at most 12, got 13"),
+        ({"allow_label_drift": True, "sampler": "heun"}, DiffaugError, "medical-diffusion has no sampler"),
+        ({"verb": "paint"}, VerbError, "seed has no verb 'paint'"),
+    ],
+)
+def test_what_a_generator_without_labels_cannot_do_is_refused(
+    medical_generator: Make,
+    source: Path,
+    tmp_path: Path,
+    arguments: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    arguments = {"cases": 1, "verb": "vary", "source": source} | arguments
+    with pytest.raises(error, match=message):
+        build_dataset(medical_generator(), tmp_path / NAME, **arguments)
+    assert not (tmp_path / NAME).exists()
+
+
+def test_copied_labels_must_be_named_by_their_dataset(
+    medical_generator: Make, source: Path, tmp_path: Path
+) -> None:
+    describe(source, labels={"0": "background", "1": "front"})
+    arguments: dict[str, Any] = {"cases": 1, "verb": "vary", "source": source, "allow_label_drift": True}
+    with pytest.raises(DatasetError, match=r"a\.nii\.gz holds labels that the dataset does not name, 2"):
+        build_dataset(medical_generator(), tmp_path / NAME, **arguments)
+    assert not (tmp_path / NAME).exists()
+
+
+@pytest.mark.usefixtures("plain_montage")
+@pytest.mark.parametrize("verb", ["sample", "vary"])
+def test_without_labels_an_interrupted_build_ends_with_the_same_bytes(
+    medical_generator: Make, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    generator = medical_generator()
+    arguments: dict[str, Any] = {"cases": 3, "verb": verb, **FAST}
+    if verb == "vary":
+        arguments |= {"source": source, "allow_label_drift": True}
+    build_dataset(generator, tmp_path / "whole" / NAME, batch_size=2, **arguments)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise Interruption
+
+    folder = tmp_path / "halted" / NAME
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "montage", fail)
+        with pytest.raises(Interruption):
+            build_dataset(generator, folder, batch_size=1, **arguments)
+    (folder / "imagesTr" / f"seed_{verb}_00001_0000.nii.gz").unlink()
+    done = build_dataset(generator, folder, batch_size=3, **arguments)
+    assert (done.made, done.kept) == (1, 2)
+    assert contents(folder) == contents(tmp_path / "whole" / NAME)
+
+
+def test_the_sampler_is_recorded_with_the_steps_that_are_usual_for_it(
+    medical_generator: Make, tmp_path: Path
+) -> None:
+    generator = medical_generator(steps=60)
+    build_dataset(generator, tmp_path / NAME, cases=1, sampler="dpm-solver++")
+    parameters = read_manifest(tmp_path / NAME / "manifest.json").cases[0].parameters
+    assert (parameters.sampler, parameters.steps) == ("dpm-solver++", 20)
+    assert "--sampler dpm-solver++ --steps 20" in (tmp_path / NAME / "README.md").read_text()
+    expected = generator.sample(1, seed=[case_seed(0, 0)], sampler="dpm-solver++", steps=20).image[0]
+    made = load_case(read_dataset(tmp_path / NAME).cases[0]).image
+    np.testing.assert_array_equal(made, np.rint(expected.numpy()))
+    other = generator.sample(1, seed=[case_seed(0, 0)], steps=20).image[0]
+    assert (made != np.rint(other.numpy())).any()
+
+
 # -------- the same bytes
 
 
@@ -516,7 +758,7 @@ def unfinished(tiny_generator: Generator, tmp_path: Path, monkeypatch: pytest.Mo
         raise Interruption
 
     with monkeypatch.context() as patch:
-        patch.setattr(building, "montage", fail)
+        patch.setattr(writing, "montage", fail)
         with pytest.raises(Interruption):
             build_dataset(tiny_generator, tmp_path / NAME, cases=3, **FAST)
     return tmp_path / NAME
@@ -534,6 +776,35 @@ def test_what_a_restart_finds_is_trusted_by_hash(
     assert done.repaired == ("imagesTr/tiny_sample_00001_0000.nii.gz",)
     build_dataset(tiny_generator, tmp_path / "whole" / NAME, cases=3, **FAST)
     assert contents(unfinished) == contents(tmp_path / "whole" / NAME)
+
+
+# What records did not hold before there were builds without true labels.
+NEWER = ('"allow_label_drift":false', '"caveat":""', '"labels":{}')
+
+
+def forget_newer(text: str) -> str:
+    """JSON without the keys of NEWER."""
+    for entry in NEWER:
+        text = text.replace(f",{entry}", "").replace(f"{entry},", "")
+    return text
+
+
+def test_older_records_are_resumed(tiny_generator: Generator, source: Path, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"cases": 2, "verb": "vary", "source": source, **FAST}
+    build_dataset(tiny_generator, tmp_path / NAME, **arguments)
+    whole = contents(tmp_path / NAME)
+    records = json.loads(whole["manifest.json"])
+    manifest = json.loads(forget_newer(json.dumps(records, separators=(",", ":"))))
+    (tmp_path / NAME / "manifest.json").write_text(json.dumps(manifest))
+    assert manifest != records
+    assert build_dataset(tiny_generator, tmp_path / NAME, **arguments).kept == 2
+
+    lines = [manifest | {"cases": [], "files": {}}, manifest["cases"][0]]
+    (tmp_path / NAME / "manifest.json").unlink()
+    (tmp_path / NAME / STATE).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    done = build_dataset(tiny_generator, tmp_path / NAME, **arguments)
+    assert (done.made, done.kept) == (1, 1)
+    assert contents(tmp_path / NAME) == whole
 
 
 def test_a_restart_with_other_versions_is_refused(tiny_generator: Generator, unfinished: Path) -> None:
@@ -554,6 +825,7 @@ def test_a_restart_with_other_versions_is_refused(tiny_generator: Generator, unf
         ({"steps": 3}, "parameters.steps: 2 there, 3 now"),
         ({"guidance": 2.0}, "parameters.guidance: 1.5 there, 2.0 now"),
         ({"layout": "decathlon"}, 'layout: "nnunet" there, "decathlon" now'),
+        ({"sampler": "heun"}, 'parameters.sampler: "adams-bashforth" there, "heun" now'),
     ],
 )
 def test_a_folder_made_with_other_settings_is_refused(
@@ -653,6 +925,13 @@ def test_the_disk_is_checked_first(
         ({"seed": -1}, DiffaugError, "seed must be at least 0, got -1"),
         ({"steps": 0}, DiffaugError, "steps must be at least 1, got 0"),
         ({"guidance": -1.0}, DiffaugError, "guidance must be at least 0"),
+        ({"sampler": "ddim"}, DiffaugError, "joint-flow has no sampler 'ddim'; it has euler, heun"),
+        ({"allow_label_drift": True}, LabelError, "allow_label_drift means nothing to 'sample'"),
+        (
+            {"verb": "vary", "source": "x", "allow_label_drift": True},
+            LabelError,
+            "follows its label map, which cannot drift: leave allow_label_drift out",
+        ),
         ({"strength": 0.5}, DiffaugError, "strength=0.5 means nothing to 'sample'"),
         ({"verb": "vary", "strength": 1.5}, DiffaugError, r"strength must lie in \[0, 1\], got 1.5"),
         ({"verb": "vary"}, DiffaugError, "vary needs a dataset of labelled cases"),
@@ -716,3 +995,18 @@ def test_the_command_builds_resumes_and_prints_for_scripts(
     other = CliRunner().invoke(app, [*command, "--seed", "1"])
     assert other.exit_code == 1
     assert "seed: 0 there, 1 now" in other.stderr
+
+
+def test_the_command_copies_labels_where_it_is_told_to(
+    medical_generator: Make, source: Path, tmp_path: Path
+) -> None:
+    medical_generator().save(tmp_path / "seed")
+    command = ["build", str(tmp_path / "seed"), "--cases", "1", "--verb", "vary", "--source", str(source)]
+    command += ["--steps", "2", "--sampler", "ddim", "--device", "cpu", "--output", str(tmp_path / NAME)]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 1
+    assert "--allow-label-drift" in refused.stderr
+    built = CliRunner().invoke(app, [*command, "--allow-label-drift"])
+    assert built.exit_code == 0, built.output
+    parameters = read_manifest(tmp_path / NAME / "manifest.json").settings.parameters
+    assert (parameters.sampler, parameters.steps, parameters.allow_label_drift) == ("ddim", 2, True)

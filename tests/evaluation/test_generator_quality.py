@@ -312,8 +312,7 @@ def test_a_generator_without_labels_is_measured_too(data_folder: Path, tmp_path:
 
     dice = BENCHMARK.parent / "sampling_speed" / "dice.py"
     given = ["--medical-diffusion", str(tmp_path / "tiny"), "--samples", "20"]
-    given += ["--results", str(tmp_path / "dice")]
-    points = ["--only", "medical-diffusion-dpm"]
+    points = ["--results", str(tmp_path / "dice"), "--only", "medical-diffusion-dpm"]
     assert "medical-diffusion-dpm-solverpp-20: measured" in run(dice, *given, *points)
     assert "medical-diffusion-dpm-solverpp-20: there" in run(dice, *given, *points)
     assert (tmp_path / "dice" / "validation" / "dice.png").read_bytes().startswith(b"\x89PNG")

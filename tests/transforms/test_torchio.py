@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from diffaug.errors import CardError, DiffaugError, LabelError, VerbError
 from diffaug.generators.generator import Generator
 from diffaug.transforms.torchio import RandomVariation, Variation
+from diffaug.transforms.variation import apply_parameters, make_parameters
 from tests.conftest import make_tiny_generator
 
 # Axes P, I, R with spacings 1.6, 1.4, 1.5 mm: neither the orientation nor the spacing of the tiny generator.
@@ -306,6 +308,27 @@ def test_generator_without_labels_needs_leave_to_drift(no_labels: Generator) -> 
     assert changed(subject, Variation(no_labels, 0.5, 1)(subject)) == {"t1"}
 
 
+def test_a_generator_of_another_architecture_varies_with_its_samplers(
+    medical_generator: Callable[..., Generator],
+) -> None:
+    generator = medical_generator(steps=60)
+    subject = make_subject()
+    with pytest.raises(LabelError, match="seed knows no labels and cannot keep seg true"):
+        RandomVariation(generator, p=1, sampler="ddim")(subject)
+    varied = {}
+    for sampler, steps in ((None, 12), ("ancestral", 12), ("ddim", 50), ("dpm-solver++", 20)):
+        torch.manual_seed(3)
+        transform = RandomVariation(generator, strength=0.5, p=1, sampler=sampler, allow_label_drift=True)
+        varied[sampler] = transform(subject)
+        arguments = varied[sampler].applied_transforms[0][1]
+        assert (arguments["sampler"], arguments["steps"]) == (sampler or "ancestral", steps)
+        assert changed(subject, varied[sampler]) == {"t1"}
+        replayed = varied[sampler].history[0](subject)
+        assert torch.equal(replayed["t1"].data, varied[sampler]["t1"].data)
+    assert torch.equal(varied[None]["t1"].data, varied["ancestral"]["t1"].data)
+    assert not torch.equal(varied["ddim"]["t1"].data, varied["dpm-solver++"]["t1"].data)
+
+
 # -------- randomness
 
 
@@ -357,6 +380,11 @@ def test_strength_out_of_range_is_an_error(tiny_generator_folder: Path, strength
         RandomVariation(tiny_generator_folder, strength=strength)
 
 
+def test_a_sampler_that_the_architecture_lacks_is_an_error(tiny_generator_folder: Path) -> None:
+    with pytest.raises(DiffaugError, match="joint-flow has no sampler 'ddim'; it has euler, heun"):
+        RandomVariation(tiny_generator_folder, p=1, sampler="ddim")(make_subject())
+
+
 def test_arguments_of_the_deterministic_transform_are_checked(tiny_generator_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"strength must lie in \[0, 1\], got 1.5"):
         Variation(tiny_generator_folder, 1.5, 0)
@@ -378,10 +406,25 @@ def test_history_is_plain_json_and_replays_to_the_same_bytes(tiny_generator_fold
     assert len(arguments["weights_hash"]) == 64
     assert arguments["steps"] == 3
     assert arguments["guidance"] == 1.0
+    assert arguments["sampler"] == "adams-bashforth"
     for history in (varied.history, pickle.loads(pickle.dumps(varied)).history):
         replayed = tio.Compose(history)(subject)
         for key in ("t1", "seg"):
             assert torch.equal(replayed[key].data, varied[key].data)
+
+
+def test_history_without_a_sampler_replays(tiny_generator_folder: Path) -> None:
+    """As it was recorded before there was a choice."""
+    subject = make_subject()
+    varied = Variation(tiny_generator_folder, 0.5, 1, steps=3)(subject)
+    arguments = dict(varied.applied_transforms[0][1])
+    assert arguments.pop("sampler") == "adams-bashforth"
+    assert torch.equal(Variation(**arguments)(subject)["t1"].data, varied["t1"].data)
+
+    parameters = make_parameters(tiny_generator_folder, strength=0.5, seed=1, steps=3)
+    assert parameters.pop("sampler") == "adams-bashforth"
+    image, label = subject["t1"].data, subject["seg"].data
+    assert torch.equal(apply_parameters(parameters, image, label, AFFINE), varied["t1"].data)
 
 
 def test_history_of_included_images(tiny_generator_folder: Path) -> None:
