@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from diffaug.generators.generator import Generator
     from diffaug.zoo import load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Generator", "__version__", "load"]
 
 _HOMES = {"Generator": "diffaug.generators.generator", "load": "diffaug.zoo"}

@@ -100,8 +100,8 @@ def fit(
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="Weights of LPIPS (VGG16 and its linear heads, or a vqgan.ckpt), for medical-diffusion; may be "
-            "repeated.",
+            help="Weights of LPIPS (VGG16 and its linear heads, or a vqgan.ckpt), for medical-diffusion; may "
+            "be repeated.",
         ),
     ] = None,
     budget: Annotated[
