@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--most-steps", type=int, help="take no more steps than these")
     parser.add_argument("--draws", type=int, help="instead of the competitor's own number")
     parser.add_argument("--again", action="store_true", help="measure although the cell is there")
+    parser.add_argument("--round", type=int, default=1, help="add to a cell that has fewer rounds than this")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     competitor = next(each for each in COMPETITORS if each.name == options.name)
@@ -54,13 +55,20 @@ def main() -> None:
     if competitor.system == "flagship":
         identity |= {"weights": card.files, "defaults": card.defaults.model_dump(mode="json")}
     cell = f"{options.file.parent.name}/{competitor.name}"
-    if options.file.exists() and not options.again and read_json(options.file)["identity"] == identity:
+    before = read_json(options.file) if options.file.exists() and not options.again else None
+    if before is not None and before["identity"] != identity:
+        before = None
+    if before is not None and before["rounds"] >= options.round:
         say(f"{cell}: there")
         return
     began, load_average = datetime.now(UTC), os.getloadavg()[0]
     values = measure(competitor, card.grid.shape)
+    if before is not None:
+        values = joined(before["values"], values)
+        load_average = max(load_average, before["load_average"])
     content = {
         "identity": identity,
+        "rounds": 1 if before is None else before["rounds"] + 1,
         "values": values,
         "load_average": load_average,
         "measured": began.isoformat(timespec="seconds"),
@@ -88,7 +96,7 @@ def measure(competitor: Competitor, shape: tuple[int, int, int]) -> dict[str, An
     _, *seconds = (timed(contestant, seed, competitor) for seed in range(competitor.draws + 1))
     others = (busy_seconds() - busy - (process_time() - own)) / (perf_counter() - began)
     return {
-        "seconds": {"median": median(seconds), "min": min(seconds), "max": max(seconds), "all": seconds},
+        "seconds": summary(seconds),
         "memory_mib": {"peak": peak_memory(), "after_imports": baseline},
         "network_calls": calls[0] // (competitor.draws + 1),
         "parameters": {
@@ -101,6 +109,18 @@ def measure(competitor: Competitor, shape: tuple[int, int, int]) -> dict[str, An
         "precision": "bfloat16" if in_bfloat16(competitor) else "float32",
         "other_processes_cores": max(0.0, others),
     }
+
+
+def summary(seconds: list[float]) -> dict[str, Any]:
+    """Median, extremes and every single time."""
+    return {"median": median(seconds), "min": min(seconds), "max": max(seconds), "all": seconds}
+
+
+def joined(before: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a cell with one more round."""
+    seconds = [*before["seconds"]["all"], *values["seconds"]["all"]]
+    others = max(before["other_processes_cores"], values["other_processes_cores"])
+    return values | {"seconds": summary(seconds), "other_processes_cores": others}
 
 
 def timed(contestant: Contestant, seed: int, competitor: Competitor) -> float:

@@ -9,9 +9,10 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from competitors import COMPETITORS
+from competitors import COMPETITORS, SEED_RECIPE
 from report import fill_readme, write_report
 
 HERE = Path(__file__).parent
@@ -39,6 +40,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of every competitor")
     parser.add_argument("--output", type=Path, default=HERE / "results", help="folder for the cells")
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[""], help="beginnings of cell names")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="passes over all cells but the seed's recipe, one after another"
+    )
     parser.add_argument("--again", action="store_true", help="measure cells that are there, too")
     parser.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -51,17 +55,31 @@ def main() -> None:
     own = (HERE / "results").resolve() == options.output.resolve()
     if options.smoke and own:
         parser.error("--smoke measures nothing: give it an --output of its own")
-    for name in chosen:
-        for kind, (flags, malloc) in KINDS.items():
-            command = [sys.executable, HERE / "measure.py", name, options.output / kind / f"{name}.json"]
-            command += [f"--threads={options.threads}", *(SMOKE if options.smoke else flags)]
-            command += ["--again"] if options.again else []
-            subprocess.run(command, check=True, env=environment(options.threads, malloc))
+    for turn, name, kind in turns(chosen, 1 if options.smoke else options.rounds):
+        flags, malloc = KINDS[kind]
+        command = [sys.executable, HERE / "measure.py", name, options.output / kind / f"{name}.json"]
+        command += [f"--threads={options.threads}", f"--round={turn}", *(SMOKE if options.smoke else flags)]
+        command += ["--again"] if options.again and turn == 1 else []
+        subprocess.run(command, check=True, env=environment(options.threads, malloc))
     write_report(options.output)
     table = options.output / "table.md"
     print(table.read_text(encoding="utf-8") if table.exists() else "there is no cell to report")
     if own and table.exists():
         fill_readme(HERE / "README.md", table)
+
+
+def turns(names: list[str], rounds: int) -> Iterator[tuple[int, str, str]]:
+    """Round, competitor and kind of each process, in order.
+
+    The speed of a virtual machine changes by a fifth from one minute to the next: competitors take turns, so
+    that each meets all of it. The seed's recipe lasts minutes a draw and is timed in the first round alone.
+    """
+    for turn in range(1, rounds + 1):
+        for name in names:
+            if turn == 1 or name != SEED_RECIPE.name:
+                yield turn, name, "time"
+            if turn == 1:
+                yield turn, name, "memory"
 
 
 def environment(threads: int, malloc: dict[str, str]) -> dict[str, str]:

@@ -105,14 +105,24 @@ def test_monai_networks_have_the_sizes_of_the_seed(modules: dict[str, ModuleType
     assert count(autoencoder) == 293_281 == pytest.approx(266_825, rel=0.10)
 
 
-def test_guidance_takes_two_calls_a_step(modules: dict[str, ModuleType]) -> None:
+def test_guidance_takes_one_call_a_step(modules: dict[str, ModuleType]) -> None:
+    """Of a batch of two."""
     measure, flagship = modules["measure"].measure, competitor(modules, "flagship-20")
     guided, unguided = (
         measure(replace(flagship, steps=3, draws=1, guidance=guidance), (40, 56, 40))
         for guidance in (None, 1.0)
     )
-    assert (guided["guidance"], guided["network_calls"]) == (1.5, 6)
+    assert (guided["guidance"], guided["network_calls"]) == (1.5, 3)
     assert (unguided["guidance"], unguided["network_calls"]) == (1.0, 3)
+
+
+def test_rounds_join_their_times(modules: dict[str, ModuleType]) -> None:
+    first, second = (cell([0.0] * 3)["values"] for _ in range(2))
+    first |= {"seconds": {"all": [3.0, 1.0]}, "other_processes_cores": 0.5}
+    second |= {"seconds": {"all": [2.0, 9.0, 4.0]}}
+    values = modules["measure"].joined(first, second)
+    assert values["seconds"] == {"median": 3.0, "min": 1.0, "max": 9.0, "all": [3.0, 1.0, 2.0, 9.0, 4.0]}
+    assert values["other_processes_cores"] == 0.5
 
 
 def test_a_run_measures_reports_and_resumes(tmp_path: Path) -> None:
