@@ -128,6 +128,7 @@ def make_seed(competitor: Competitor, shape: tuple[int, int, int]) -> Contestant
         steps=300,
         # The extremes of a codebook of standard normal numbers.
         latent_range=(-4.5, 4.5),
+        bfloat16=competitor.bfloat16,
     )
     card = Card(
         name=competitor.name,

@@ -19,6 +19,7 @@ from diffaug.generators.diffusion import (
     visited_steps,
 )
 from diffaug.generators.factorised_unet import FactorisedUNet
+from diffaug.generators.hardware import has_bfloat16
 from diffaug.generators.model import Model, Sampling, latent_mask
 from diffaug.generators.networks import MedicalDiffusionNetworks
 from diffaug.generators.seeds import CaseNoise
@@ -49,13 +50,16 @@ class MedicalDiffusion(Model):
     # -- autoencoder -----------------------------------------------------------------------------------------
 
     def encode_image(self, image: Tensor) -> Tensor:
-        return scale(self.autoencoder.encode(self._to_network(image)), self.networks.latent_range)
+        with self._autocast(image):
+            z = self.autoencoder.encode(self._to_network(image))
+        return scale(z.float(), self.networks.latent_range)
 
     def decode_image(self, latent: Tensor) -> Tensor:
         z = unscale(latent, self.networks.latent_range)
-        volume = self.autoencoder.decode(z, [self.networks.shape[axis] for axis in self.networks.axes])
+        with self._autocast(latent):
+            volume = self.autoencoder.decode(z, [self.networks.shape[axis] for axis in self.networks.axes])
         back = [2 + self.networks.axes.index(axis) for axis in range(3)]
-        return volume.permute(0, 1, *back)
+        return volume.float().permute(0, 1, *back)
 
     def _to_network(self, volume: Tensor) -> Tensor:
         """The grid's axes to depth, height, width."""
@@ -109,7 +113,8 @@ class MedicalDiffusion(Model):
 
         def denoise(x: Tensor, step: int) -> Tensor:
             seen = x if condition is None else torch.cat([x, condition], dim=1)
-            return self.denoiser(seen, torch.full((len(x),), step, device=x.device))
+            with self._autocast(x):
+                return self.denoiser(seen, torch.full((len(x),), step, device=x.device))
 
         return SAMPLERS[sampling.sampler](
             denoise,
@@ -120,6 +125,11 @@ class MedicalDiffusion(Model):
             clip=self.networks.clip,
             project=project,
         )
+
+    def _autocast(self, like: Tensor) -> torch.autocast:
+        kind = like.device.type
+        enabled = self.networks.bfloat16 and has_bfloat16(like.device)
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=enabled)
 
 
 def scale(z: Tensor, latent_range: tuple[float, float]) -> Tensor:

@@ -96,6 +96,9 @@ class MedicalDiffusionNetworks(BaseModel):
         description="codes of these values are -1 and 1 to the denoiser: once the codebook's extremes"
     )
     clip: bool = Field(default=True, description="the sampler clips estimates of the clean latent to [-1, 1]")
+    bfloat16: bool = Field(
+        default=False, description="trained in mixed precision, and used so where the hardware has bfloat16"
+    )
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

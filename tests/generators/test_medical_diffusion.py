@@ -168,6 +168,22 @@ def test_without_clipping_ddim_avoids_the_last_step(medical_generator: Make) -> 
     assert steps == [10, 7, 4, 1]
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_only_networks_trained_in_mixed_precision_are_used_so(
+    medical_generator: Make, bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffaug.generators.medical_diffusion.has_bfloat16", lambda device: True)
+    generator = medical_generator(bfloat16=bfloat16)
+    dtypes = set()
+    for network in (generator.model.denoiser, generator.model.autoencoder):
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv3d):
+                module.register_forward_hook(lambda _, inputs, output: dtypes.add(output.dtype))
+    sample = generator.sample(1, steps=2)
+    assert dtypes == {torch.bfloat16 if bfloat16 else torch.float32}
+    assert sample.image.dtype == torch.float32
+
+
 def test_saved_and_loaded_it_makes_the_same_bytes(medical_generator: Make, tmp_path: Path) -> None:
     generator = medical_generator()
     before = generator.sample(1, seed=5).image

@@ -57,6 +57,7 @@ def train(
         axes=plan.axes,
         steps=plan.diffusion_steps,
         latent_range=latent_range,
+        bfloat16=accelerator.mixed_precision == "bf16",
     )
     model = MedicalDiffusion(networks)
     model.autoencoder.load_state_dict(vqgan.state_dict())
