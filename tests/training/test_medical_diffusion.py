@@ -249,6 +249,22 @@ def test_lpips_weights_come_from_local_files_alone(tmp_path: Path) -> None:
         load_lpips([str(tmp_path / "missing.pth")])
 
 
+def test_no_constructor_reaches_for_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The original downloads LPIPS's weights whenever a VQ-GAN is made, for inference too."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a constructor opened a connection")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
+    plan = medical_plan()
+    Reconstruction(plan.autoencoder)
+    Discriminators()
+    with torch.device("meta"):
+        LPIPS()
+
+
 # -- trainer -------------------------------------------------------------------------------------------------
 
 
