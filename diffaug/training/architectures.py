@@ -1,5 +1,6 @@
 """The architectures that can be fitted: their plans, how one is made, and their training."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,6 +75,7 @@ def train(
     accelerator: Accelerator,
     progress: Progress,
     start: Generator | None,
+    perceptual: Sequence[Path],
 ) -> Trained:
     """Train all stages, or finish what an earlier call left in `folder`."""
     initial = start.model if start else None
@@ -81,4 +83,6 @@ def train(
         assert initial is None or isinstance(initial, JointFlow)
         return train_joint_flow(plan, training, validation, folder, accelerator, progress, initial)
     assert initial is None or isinstance(initial, MedicalDiffusion)
-    return train_medical_diffusion(plan, training, validation, folder, accelerator, progress, initial)
+    return train_medical_diffusion(
+        plan, training, validation, folder, accelerator, progress, initial, perceptual
+    )

@@ -13,7 +13,7 @@ from diffaug.datasets.checking import check_dataset
 from diffaug.datasets.reading import Dataset
 from diffaug.datasets.volumes import CaseFiles
 from diffaug.errors import DiffaugError
-from diffaug.files import atomic_write_json, atomic_write_text, read_json
+from diffaug.files import atomic_write_json, atomic_write_text, read_json, sha256_file
 from diffaug.generators.card import Card, CardGrid, Training
 from diffaug.generators.generator import Generator
 from diffaug.generators.networks import VERBS
@@ -21,6 +21,7 @@ from diffaug.progress import Progress
 from diffaug.training.architectures import Plan, make_plan, read_plan, train
 from diffaug.training.cases import make_canvases
 from diffaug.training.fingerprint import Fingerprint, file_hashes, record_training_scans, take_fingerprint
+from diffaug.training.joint_flow.plan import JointFlowPlan
 from diffaug.training.loop import make_accelerator
 from diffaug.training.medical_diffusion.perceptual import load_lpips
 from diffaug.training.medical_diffusion.presets import find_preset
@@ -81,12 +82,12 @@ def fit_generator(
             split a tenth of the patients is held out.
         output: folder of the generator. `private/` in it holds everything that must not be shared, among it
             the checkpoints that an interrupted fit continues from.
-        architecture: "joint-flow" (default), or "medical-diffusion" (default with a preset), which knows no
-            labels.
+        architecture: "joint-flow", or "medical-diffusion", which knows no labels. Default: that of the preset
+            or of the generator to start from, else joint-flow.
         preset: name of a recipe of Medical Diffusion's that fixes grid, intensity, down-sampling and
             augmentation.
         perceptual: files with the weights of LPIPS, for medical-diffusion; without them it trains without
-            that loss. Nothing is downloaded.
+            that loss. Nothing is downloaded. The plan holds their hashes.
         budget: seconds of training to plan for, 4 hours unless given. It fixes numbers of iterations; nothing
             depends on the clock later. Part of the plan, as all of the following are.
         plan: a plan file to train by instead.
@@ -101,12 +102,13 @@ def fit_generator(
         DiffaugError: a folder that holds another fit, a plan or preset that does not fit the data.
     """
     architecture = _architecture(architecture, preset)
-    if perceptual:
-        _check_perceptual(perceptual, architecture, plan)
     progress = progress or Progress()
     accelerator = make_accelerator(device)
     private = output / PRIVATE
     start = load(init) if init is not None else None
+    if start is not None and architecture is None:
+        architecture = start.card.architecture
+    hashes = _perceptual_hashes(perceptual)
     saved_plan, asked_plan = output / "plan.json", read_plan(plan) if plan else None
     if asked_plan is not None and asked_plan.init is None and start is not None:
         asked_plan = asked_plan.model_copy(update={"init": start.weights_hash})
@@ -115,6 +117,7 @@ def fit_generator(
     settled = read_plan(saved_plan) if saved_plan.exists() and not dry_run else asked_plan
     if settled is not None:
         _refuse_other_plan(settled, asked_plan, saved_plan)
+        _check_start(settled, start)
         _refuse_other_options(
             settled,
             architecture=architecture,
@@ -124,7 +127,6 @@ def fit_generator(
             seed=seed,
             budget=budget,
         )
-        _check_start(settled, start)
     subsets = split_cases(dataset, settled.seed if settled else seed or 0)
     with progress.task("checking cases", total=len(dataset.cases)) as task:
         check_dataset(dataset, lambda _: task.advance())
@@ -143,10 +145,11 @@ def fit_generator(
             seed=seed or 0,
             init=start,
             preset=preset,
-            perceptual=tuple(path.resolve() for path in perceptual),
+            perceptual=hashes,
         )
         settled = make_plan(architecture or DEFAULT_ARCHITECTURE, request, accelerator)
     _check_plan(settled, dataset)
+    _check_perceptual(settled, hashes)
     if settled.autoencoder_training.steps == 0 and start is None:
         raise DiffaugError("autoencoder_training.steps is 0: say with init whose autoencoders to keep")
     if dry_run:
@@ -170,7 +173,7 @@ def fit_generator(
 
     training = make_canvases(settled, subsets.train, private / "training", progress)
     validation = make_canvases(settled, subsets.validation, private / "validation", progress)
-    trained = train(settled, training, validation, private, accelerator, progress, start)
+    trained = train(settled, training, validation, private, accelerator, progress, start, perceptual)
     card = make_card(settled, trained, dataset, subsets, init=start.weights_hash if start else None)
     generator = Generator(card, trained.model, json.loads(settled.model_dump_json()))
     if accelerator.is_main_process:
@@ -196,13 +199,27 @@ def _architecture(asked: str | None, preset: str | None) -> str | None:
     return PRESET_ARCHITECTURE
 
 
-def _check_perceptual(files: Sequence[Path], architecture: str | None, plan: Path | None) -> None:
-    """Weights of a perceptual loss are read before anything else is done."""
-    if plan is not None:
-        raise DiffaugError("the plan decides: name the files of the perceptual loss in it")
-    if architecture != PRESET_ARCHITECTURE:
-        raise DiffaugError(f"a perceptual loss is part of {PRESET_ARCHITECTURE} alone: leave it out")
-    load_lpips([str(path) for path in files])
+def _perceptual_hashes(files: Sequence[Path]) -> tuple[str, ...]:
+    """SHA-256 of the files of a perceptual loss, which are read before anything else is done."""
+    if not files:
+        return ()
+    load_lpips(files)
+    return tuple(sha256_file(path) for path in files)
+
+
+def _check_perceptual(settled: Plan, hashes: tuple[str, ...]) -> None:
+    """The weights of the perceptual loss are part of the plan, by their hashes."""
+    if isinstance(settled, JointFlowPlan):
+        if hashes:
+            raise DiffaugError(f"a perceptual loss is part of {PRESET_ARCHITECTURE} alone: leave it out")
+        return
+    planned = settled.autoencoder_training.perceptual
+    if sorted(planned) != sorted(hashes):
+        there, given = (", ".join(each) or "(none)" for each in (planned, hashes))
+        raise DiffaugError(
+            f"the plan trains with LPIPS from files with the SHA-256 {there}, given are {given}: give the "
+            "plan's with --perceptual, or edit the plan before a fit begins"
+        )
 
 
 def split_cases(dataset: Dataset, seed: int) -> Subsets:

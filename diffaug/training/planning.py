@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import torch
@@ -25,7 +24,7 @@ class Request:
         budget: seconds of training that the user grants; becomes a number of iterations by timing a few here
             and now.
         init: the generator to start from: its grid, intensity convention and networks are kept.
-        perceptual: files with the weights of a perceptual loss, where the architecture has one.
+        perceptual: SHA-256 of the files with a perceptual loss's weights, where the architecture has one.
         preset: name of a recipe that fixes grid, intensity and networks, where the architecture has some.
     """
 
@@ -38,7 +37,7 @@ class Request:
     seed: int
     init: Generator | None = None
     preset: str | None = None
-    perceptual: tuple[Path, ...] = ()
+    perceptual: tuple[str, ...] = ()
 
 
 def plan_grid(fingerprint: Fingerprint, multiple: tuple[int, ...]) -> GridPlan:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffaug.datasets.reading import read_dataset
 from diffaug.errors import DiffaugError
+from diffaug.files import sha256_file
 from diffaug.generators.factorised_unet import UNetConfig
 from diffaug.generators.generator import Generator
 from diffaug.generators.intensity import IntensityConvention
@@ -199,7 +200,7 @@ def test_adversarial_losses_in_closed_form() -> None:
     assert feature_matching(real, fake).item() == pytest.approx(2 * 2.0), "the logits do not count"
 
 
-def lpips_files(folder: Path) -> list[str]:
+def lpips_files(folder: Path) -> list[Path]:
     """Random weights as a user would have them: torchvision's VGG16, and LPIPS's linear heads."""
     torch.manual_seed(0)
     state = LPIPS().state_dict()
@@ -207,7 +208,7 @@ def lpips_files(folder: Path) -> list[str]:
     heads = {k: v.abs() for k, v in state.items() if k.startswith("lin")}
     torch.save(vgg | {"classifier.0.weight": torch.zeros(2)}, folder / "vgg16.pth")
     torch.save(heads, folder / "vgg.pth")
-    return [str(folder / "vgg16.pth"), str(folder / "vgg.pth")]
+    return [folder / "vgg16.pth", folder / "vgg.pth"]
 
 
 def test_lpips_is_the_same_every_time_in_training_too(tmp_path: Path) -> None:
@@ -240,13 +241,31 @@ def test_lpips_of_a_volume_sees_slices_of_all_three_axes() -> None:
 
 
 def test_lpips_weights_come_from_local_files_alone(tmp_path: Path) -> None:
-    vgg, heads = lpips_files(tmp_path)
+    vgg, _ = lpips_files(tmp_path)
     with pytest.raises(DiffaugError, match=r"vgg16\.pth do not hold the weights of LPIPS.*lin0"):
         load_lpips([vgg])
-    with pytest.raises(DiffaugError, match="not the file of the plan"):
-        load_lpips({vgg: "0" * 64, heads: "0" * 64})
-    with pytest.raises(DiffaugError, match=r"cannot read weights from .*missing\.pth"):
-        load_lpips([str(tmp_path / "missing.pth")])
+    with pytest.raises(DiffaugError, match=r"cannot read .*missing\.pth"):
+        load_lpips([tmp_path / "missing.pth"])
+    (tmp_path / "spoilt.safetensors").write_bytes(b"no")
+    with pytest.raises(DiffaugError, match=r"cannot read weights from .*spoilt\.safetensors"):
+        load_lpips([tmp_path / "spoilt.safetensors"])
+
+
+def test_the_weights_of_the_perceptual_loss_are_part_of_the_plan(blobs: Path, tmp_path: Path) -> None:
+    files = lpips_files(tmp_path)
+    hashes = tuple(sha256_file(file) for file in files)
+    plan = medical_plan(steps=1, perceptual=hashes)
+    larger = plan.model_copy(update={"grid": GridPlan(spacing=(2.0, 2.0, 2.0), shape=(16, 24, 16))})
+    (tmp_path / "plan.json").write_text(larger.model_dump_json())
+    data, given = read_dataset(blobs), {"plan": tmp_path / "plan.json", "progress": QUIET}
+    with pytest.raises(DiffaugError, match=r"the plan trains with LPIPS.*given are \(none\)"):
+        fit_generator(data, tmp_path / "fit", **given)
+    fit_generator(data, tmp_path / "fit", perceptual=files, **given)
+    history = json.loads((tmp_path / "fit" / "history.json").read_text())
+    assert history["autoencoder"][-1]["training_perceptual"] > 0
+    assert str(tmp_path) not in (tmp_path / "fit" / "plan.json").read_text()
+    with pytest.raises(DiffaugError, match="a perceptual loss is part of medical-diffusion alone"):
+        fit_generator(data, tmp_path / "other", perceptual=files, budget=60, dry_run=True, progress=QUIET)
 
 
 def test_no_constructor_reaches_for_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,11 +446,7 @@ def test_a_plan_that_does_not_fit_together_is_refused(blobs: Path, tmp_path: Pat
         ({"denoiser": UNetConfig(dim=8)}, "must be autoencoder.latent_channels, 4"),
         ({"axes": (0, 0, 1)}, "axes must name each"),
         (
-            {
-                "autoencoder_training": AutoencoderTraining(
-                    steps=1, discriminator_start=0, perceptual={"a": "b"}
-                )
-            },
+            {"autoencoder_training": AutoencoderTraining(steps=1, discriminator_start=0, perceptual=("a",))},
             "LPIPS needs slices of at least 16 x 16",
         ),
         ({"labels": {0: "background"}}, "medical-diffusion with this dataset needs {}"),

@@ -1,5 +1,6 @@
 """The training of the VQ-GAN: reconstruction, commitment, and after a while its discriminators."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -193,11 +194,13 @@ def train_autoencoder(
     accelerator: Accelerator,
     progress: Progress,
     initial: VQGAN | None = None,
+    perceptual: Sequence[Path] = (),
 ) -> tuple[VQGAN, History]:
     """Train until the plan's iterations are done; returns the network in evaluation mode.
 
     Args:
         initial: a network of the same sizes to start from.
+        perceptual: files with the weights of LPIPS, for a plan with that loss.
     """
     settings = plan.autoencoder_training
     batches = AugmentedBatches(
@@ -206,7 +209,7 @@ def train_autoencoder(
     held_out = [
         torch.from_numpy(validation.on_grid(n, plan.grid.shape)[0][None]) for n in range(len(validation))
     ]
-    lpips = load_lpips(settings.perceptual) if settings.perceptual else None
+    lpips = load_lpips(perceptual) if perceptual else None
     trainer = VQGANTrainer(plan, batches, held_out, accelerator, initial, lpips)
     history = run_loop(
         trainer,

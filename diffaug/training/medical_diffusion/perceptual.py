@@ -3,7 +3,7 @@
 Modules and parameters have the names of the authors' checkpoints, which carry it as `perceptual_model`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diffaug.errors import DiffaugError
-from diffaug.files import sha256_file
 from diffaug.generators.model import misfit
 from diffaug.zoo.unpickling import read_checkpoint
 
@@ -122,24 +121,19 @@ def three_planes(a: Tensor, b: Tensor, lpips: LPIPS, generator: torch.Generator)
     return total
 
 
-def load_lpips(files: Mapping[str, str] | Sequence[str]) -> LPIPS:
+def load_lpips(files: Sequence[Path]) -> LPIPS:
     """LPIPS with the weights in `files` together: safetensors or PyTorch files, such as the authors' `.ckpt`.
 
     Understood are LPIPS's own names, with or without `perceptual_model.` before them, and torchvision's
-    VGG16 (`features.0.weight`). A mapping gives the SHA-256 that a file must have.
+    VGG16 (`features.0.weight`).
 
     Raises:
-        DiffaugError: a file that cannot be read, is another than planned, or weights that are missing.
+        DiffaugError: a file that cannot be read, or weights that are missing.
     """
     lpips = LPIPS()
     expected = lpips.state_dict()
     state: dict[str, Tensor] = {k: v for k, v in expected.items() if k.startswith("scaling_layer")}
-    for name in files:
-        path = Path(name)
-        if not path.is_file():
-            raise DiffaugError(f"cannot read weights from {path}: there is no such file")
-        if isinstance(files, Mapping) and sha256_file(path) != files[name]:
-            raise DiffaugError(f"{path} is not the file of the plan: its SHA-256 is not {files[name]}")
+    for path in files:
         for key, tensor in _read(path).items():
             key = key.removeprefix("perceptual_model.")
             if key.startswith("features."):
@@ -149,7 +143,8 @@ def load_lpips(files: Mapping[str, str] | Sequence[str]) -> LPIPS:
             if key in expected:
                 state[key] = tensor
     if problem := misfit(state, expected):
-        raise DiffaugError(f"{', '.join(files)} do not hold the weights of LPIPS (VGG16): {problem}")
+        names = ", ".join(map(str, files))
+        raise DiffaugError(f"{names} do not hold the weights of LPIPS (VGG16): {problem}")
     lpips.load_state_dict(state)
     return lpips
 

@@ -25,8 +25,8 @@ class AutoencoderTraining(BaseModel):
         default="group", description="batch is the authors'; with 2 cases a batch it is noisy"
     )
     perceptual_weight: float = Field(default=4.0, ge=0, description="of LPIPS, where its weights are given")
-    perceptual: dict[str, str] = Field(
-        default={}, description="files with the weights of LPIPS -> their SHA-256; none: no such loss"
+    perceptual: tuple[str, ...] = Field(
+        default=(), description="SHA-256 of the files with the weights of LPIPS; none: no such loss"
     )
 
 

@@ -6,7 +6,6 @@ import torch
 from accelerate import Accelerator
 
 from diffaug.errors import DiffaugError
-from diffaug.files import sha256_file
 from diffaug.generators.factorised_unet import FactorisedUNet, UNetConfig
 from diffaug.generators.generator import Generator
 from diffaug.generators.networks import MedicalDiffusionNetworks
@@ -110,7 +109,7 @@ def make_plan(request: Request, accelerator: Accelerator) -> MedicalDiffusionPla
         autoencoder_training=AutoencoderTraining(
             steps=1,
             discriminator_start=0,
-            perceptual={str(path): sha256_file(path) for path in request.perceptual},
+            perceptual=request.perceptual,
         ),
         denoiser_training=DenoiserTraining(steps=1, rounds=1, batch=max(1, min(4, int(affordable)))),
         seed=request.seed,

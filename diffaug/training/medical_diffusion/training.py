@@ -1,5 +1,6 @@
 """The stages of a Medical Diffusion fit: VQ-GAN, latent cache, denoiser."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def train(
     accelerator: Accelerator,
     progress: Progress,
     initial: MedicalDiffusion | None,
+    perceptual: Sequence[Path],
 ) -> Trained:
     """Train both stages, or finish what an earlier call left in `folder`."""
     vqgan, autoencoder_history = train_autoencoder(
@@ -34,6 +36,7 @@ def train(
         accelerator,
         progress,
         initial=initial.autoencoder if initial else None,
+        perceptual=perceptual,
     )
     # Live codes alone: dead ones are latents of the last batch, and would make the scale depend on it.
     latent_range = vqgan.codebook.range(live_only=True)
