@@ -5,6 +5,8 @@ Latents are `(B, Z, d, h, w)`: depth, height, width, continuous, with the codebo
 They are quantised only when they are decoded.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -50,13 +52,13 @@ class MedicalDiffusion(Model):
     # -- autoencoder -----------------------------------------------------------------------------------------
 
     def encode_image(self, image: Tensor) -> Tensor:
-        with self._autocast(image):
+        with self._precision(image):
             z = self.autoencoder.encode(self._to_network(image))
         return scale(z.float(), self.networks.latent_range)
 
     def decode_image(self, latent: Tensor) -> Tensor:
         z = unscale(latent, self.networks.latent_range)
-        with self._autocast(latent):
+        with self._precision(latent):
             volume = self.autoencoder.decode(z, [self.networks.shape[axis] for axis in self.networks.axes])
         back = [2 + self.networks.axes.index(axis) for axis in range(3)]
         return volume.float().permute(0, 1, *back)
@@ -113,7 +115,7 @@ class MedicalDiffusion(Model):
 
         def denoise(x: Tensor, step: int) -> Tensor:
             seen = x if condition is None else torch.cat([x, condition], dim=1)
-            with self._autocast(x):
+            with self._precision(x):
                 return self.denoiser(seen, torch.full((len(x),), step, device=x.device))
 
         return SAMPLERS[sampling.sampler](
@@ -126,10 +128,19 @@ class MedicalDiffusion(Model):
             project=project,
         )
 
-    def _autocast(self, like: Tensor) -> torch.autocast:
+    @contextmanager
+    def _precision(self, like: Tensor) -> Iterator[None]:
+        """bfloat16 where the networks were trained so; else true float32, on GPUs too, whose convolutions
+        would round to 10 bits (TF32) by default."""
         kind = like.device.type
-        enabled = self.networks.bfloat16 and has_bfloat16(like.device)
-        return torch.autocast(kind, dtype=torch.bfloat16, enabled=enabled)
+        mixed = self.networks.bfloat16 and has_bfloat16(like.device)
+        tf32 = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = tf32 and self.networks.bfloat16
+        try:
+            with torch.autocast(kind, dtype=torch.bfloat16, enabled=mixed):
+                yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = tf32
 
 
 def scale(z: Tensor, latent_range: tuple[float, float]) -> Tensor:

@@ -174,7 +174,9 @@ def test_only_networks_trained_in_mixed_precision_are_used_so(
 ) -> None:
     monkeypatch.setattr("diffaug.generators.medical_diffusion.has_bfloat16", lambda device: True)
     generator = medical_generator(bfloat16=bfloat16)
-    dtypes = set()
+    dtypes, tf32 = set(), set()
+    generator.model.denoiser.register_forward_hook(lambda *_: tf32.add(torch.backends.cudnn.allow_tf32))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     for network in (generator.model.denoiser, generator.model.autoencoder):
         for module in network.modules():
             if isinstance(module, torch.nn.Conv3d):
@@ -182,6 +184,8 @@ def test_only_networks_trained_in_mixed_precision_are_used_so(
     sample = generator.sample(1, steps=2)
     assert dtypes == {torch.bfloat16 if bfloat16 else torch.float32}
     assert sample.image.dtype == torch.float32
+    assert tf32 == {bfloat16}, "float32 is no TF32"
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_saved_and_loaded_it_makes_the_same_bytes(medical_generator: Make, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from diffaug.training.medical_diffusion.discriminators import (
     feature_matching,
     hinge,
 )
-from diffaug.training.medical_diffusion.perceptual import LPIPS, load_lpips, three_planes
+from diffaug.training.medical_diffusion.perceptual import LPIPS, _unit, load_lpips, three_planes
 from diffaug.training.medical_diffusion.plan import (
     AutoencoderTraining,
     DenoiserTraining,
@@ -221,6 +221,9 @@ def test_lpips_is_the_same_every_time_in_training_too(tmp_path: Path) -> None:
     assert torch.equal(first, lpips(a, b))
     assert (first > 0).all()
     assert torch.equal(lpips(a, a), torch.zeros(2))
+    black = torch.zeros(1, 3, 4, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(_unit(black).square().sum(), black)
+    assert bool(gradient.isfinite().all())
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(lpips(a, b), first), "float32 under mixed precision"
     assert not any(p.requires_grad for p in lpips.parameters())

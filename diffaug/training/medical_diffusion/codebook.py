@@ -29,7 +29,10 @@ def initialise(codebook: Codebook, z: Tensor, generator: torch.Generator) -> Non
 @torch.no_grad()
 def update(codebook: Codebook, z: Tensor, indices: Tensor, generator: torch.Generator) -> None:
     """Move the codes to the moving average of the latents `(B, Z, d, h, w)` that chose them, in float32; then
-    overwrite dead ones by random latents of the batch (until the next update)."""
+    overwrite dead ones by random latents of the batch (until the next update).
+
+    Once a batch; the authors' code does it twice, once for each optimizer.
+    """
     rows, chosen = _rows(z), indices.flatten()
     counts = torch.bincount(chosen, minlength=len(codebook.N)).float()
     sums = torch.zeros_like(codebook.z_avg).index_add_(0, chosen, rows)

@@ -105,7 +105,8 @@ class LPIPS(nn.Module):
 
 
 def _unit(x: Tensor) -> Tensor:
-    return x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
+    # The floor keeps the root's gradient finite where all features are 0.
+    return x / (x.square().sum(dim=1, keepdim=True).clamp(min=1e-20).sqrt() + 1e-10)
 
 
 def three_planes(a: Tensor, b: Tensor, lpips: LPIPS, generator: torch.Generator) -> Tensor:
