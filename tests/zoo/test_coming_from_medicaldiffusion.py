@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "coming-from-medicaldiffusion.md"
 SHAPE, AFFINE = (16, 16, 8), np.diag([2.5, 2.5, 2.5, 1])
 # What the page says of real sizes, for the small files of the test.
-SMALLER = (
-    ("--shape 128,128,128", "--shape 16,16,8"),
-    ("--cases 500", "--cases 2"),
-    ("--cases 100", "--cases 2"),
-)
+SMALLER = {
+    "--shape 128,128,128": "--shape 16,16,8",
+    "--cases 500": "--cases 2",
+    "--cases 100": "--cases 2",
+}
 
 
 def commands() -> list[list[str]]:

@@ -173,6 +173,7 @@ def test_the_card_of_an_import(imported: Path, vqgan: State) -> None:
         # The largest number is that of a code which training no longer used.
         "latent_range": (float(codes.min()), 2.5),
         "clip": True,
+        "bfloat16": False,
     }
     assert card.verbs == ["sample", "vary", "inpaint", "encode", "decode"]
     assert (card.defaults.sampler, card.defaults.steps) == ("ancestral", 4)
@@ -180,6 +181,7 @@ def test_the_card_of_an_import(imported: Path, vqgan: State) -> None:
         "orientation": ("R", "A", "S"),
         "spacing": (1.0, 1.0, 2.0),
         "shape": SHAPE,
+        "outside": "mirror",
     }
     assert (card.channels, card.extent, card.labels) == (["MR"], "object", {})
     # Lightning counts both optimisers.
@@ -615,6 +617,7 @@ def test_difftumor_has_its_own_grid_and_axes(tmp_path: Path) -> None:
         "orientation": ("R", "A", "S"),
         "spacing": (1.0, 1.0, 1.0),
         "shape": (96, 96, 96),
+        "outside": "mirror",
     }
     volume = torch.randn(1, 1, 4, 5, 6)
     assert torch.equal(generator.model._to_network(volume), volume.permute(0, 1, -1, -3, -2))
@@ -835,6 +838,7 @@ def test_every_option_of_the_command_line(pt: Path, tmp_path: Path) -> None:
         "orientation": ("L", "P", "S"),
         "spacing": (1.0, 2.0, 0.5),
         "shape": (16, 8, 16),
+        "outside": "mirror",
     }
     assert card.networks.axes == (1, 0, 2)
     assert card.networks.autoencoder.downsampling == (2, 2, 1)
