@@ -7,11 +7,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from diffaug.version import __version__
+
 if TYPE_CHECKING:
     from diffaug.generators.generator import Generator
     from diffaug.zoo import load
 
-__version__ = "0.2.0"
 __all__ = ["Generator", "__version__", "load"]
 
 _HOMES = {"Generator": "diffaug.generators.generator", "load": "diffaug.zoo"}

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,31 +12,43 @@ from diffaug.errors import DiffaugError
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path to write to, which takes the name `path` when the block ends without an error.
+def atomic_paths(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[Path]]:
+    """Give temporary paths to write to, which take the names `paths` when the block ends without an error.
 
-    The temporary file lies in the same folder (made where it does not exist), starts with a dot and keeps the
-    ending, by which libraries choose a format (`.nii.gz`). Its name depends on `path` alone, so that the next
-    attempt overwrites what a killed process left; so a file must have one writer at a time.
+    All are on the disk before the first takes its name, so that what can go wrong with contents has gone
+    wrong by then. A temporary file lies in the same folder (made where it does not exist), starts with a dot
+    and keeps the ending, by which libraries choose a format (`.nii.gz`). Its name depends on the path alone,
+    so that the next attempt overwrites what a killed process left; so a file must have one writer at a time.
 
     Args:
-        path: the file to write.
+        paths: the files to write.
 
     Yields:
-        The temporary path, where the block must create a file; on an error `path` stays as it was.
+        The temporary paths, where the block must create files; on an error `paths` stay as they were.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".tmp-{target.name}")
+    targets = [Path(path) for path in paths]
+    temporaries = [target.with_name(f".tmp-{target.name}") for target in targets]
+    for target in targets:
+        target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        # Some libraries create files that only their owner can read.
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, target)
+        yield temporaries
+        for temporary in temporaries:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            # Some libraries create files that only their owner can read.
+            temporary.chmod(0o666 & ~_umask())
+        for temporary, target in zip(temporaries, targets, strict=True):
+            os.replace(temporary, target)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """`atomic_paths` for a single file."""
+    with atomic_paths([path]) as (temporary,):
+        yield temporary
 
 
 def _umask() -> int:

@@ -133,7 +133,7 @@ def medical_generator() -> Callable[..., Generator]:
             intensity=IntensityConvention(kind="percentile", low=0, high=100, clip=1, typical=[(0, 1000)]),
             labels={},
             verbs=[verb for verb in VERBS if verb in networks.verbs],
-            defaults=Defaults(sampler="ancestral", steps=12, shift=1, sample_guidance=1),
+            defaults=Defaults(sampler=networks.samplers[0], steps=12, shift=1, sample_guidance=1),
             training=Training(
                 dataset="none", cases={}, patients=None, autoencoder_steps=0, denoiser_steps=0, seconds=None
             ),

@@ -92,13 +92,14 @@ class Bench:
 
     @cached_property
     def generator_hash(self) -> str | None:
-        """Identity of the generator: its weights, and the settings that its verbs use unasked."""
+        """Identity of the generator: its weights, the settings that its verbs use unasked, and the judge
+        where that labels what is sampled."""
         if self.name is None:
             return None
         identity = f"{self.generator.weights_hash} {self.generator.card.defaults.model_dump_json()}"
         given = {name: value for name, value in self.sampling.items() if value is not None}
-        if self.asked_for_judge:
-            given["judged"] = True
+        if self.judged:
+            given["judge"] = f"{self.segmenter_hash}, {self.steps} steps"
         if given:
             identity += f" {json.dumps(given, sort_keys=True)}"
         return hashlib.sha256(identity.encode()).hexdigest()[:16]

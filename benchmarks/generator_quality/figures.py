@@ -86,9 +86,7 @@ def utility(bench: Bench) -> list[Cell]:
                 **_who(bench.held_out),
                 "dice": segmenter_dice(model, bench.held_out.images, bench.held_out.labels),
             }
-            if kind == "synthetic" and bench.judged:
-                found["labelled_by"] = "judge"
-            return found
+            return found | (_labelled_by(bench) if kind == "synthetic" else {})
 
         cells.append(Cell(f"utility/{kind}-{count}-seed{seed}-steps{steps}", measure, kind == "synthetic"))
 
@@ -204,6 +202,7 @@ def volumes(bench: Bench) -> list[Cell]:
     def measure() -> dict[str, Any]:
         real, synthetic = bench.everyone, bench.synthetic
         result: dict[str, Any] = {"synthetic_cases": len(synthetic), "real_cases": len(real)}
+        result |= _labelled_by(bench)
         voxel = float(np.prod(GRID.spacing))
         for label in LABELS:
             sizes = [
@@ -228,6 +227,7 @@ def neighbours(bench: Bench) -> list[Cell]:
         known = bench.train.draw(len(held_out), seed=0)
         others = [i for i, patient in enumerate(bench.train.patients) if patient not in set(known.patients)]
         result: dict[str, Any] = {"training": list(known.names), "held_out": list(held_out.names)}
+        result |= _labelled_by(bench)
         for space, describe in (("image", Cases.network_units), ("label", Cases.foreground)):
             sets = [
                 describe(cases).flatten(1) for cases in (synthetic, bench.train.pick(others), known, held_out)
@@ -256,10 +256,14 @@ def speed(bench: Bench) -> list[Cell]:
             with _Stopwatch(bench) as watch:
                 run()
             rate = matrix_product_rate()
+            sampling = bench.generator.card.sampling(
+                "sample", bench.sampling["steps"], None, bench.sampling["sampler"]
+            )
             return {
                 **machine(),
                 "batch": SPEED_BATCH,
-                "steps": bench.sampling["steps"] or bench.generator.card.defaults.steps,
+                "sampler": sampling.sampler,
+                "steps": sampling.steps,
                 "seconds_per_volume": watch.total / SPEED_BATCH,
                 "parts_seconds_per_volume": {
                     name: spent / SPEED_BATCH for name, spent in watch.parts.items()
@@ -378,6 +382,11 @@ def _peak_memory_of_building(generator: str, cases: int) -> float:
 
 def _lacks_labels(bench: Bench) -> bool:
     return bench.name is not None and not bench.generator.knows_labels
+
+
+def _labelled_by(bench: Bench) -> dict[str, str]:
+    """Says so where the label maps of samples are not the generator's own."""
+    return {"labelled_by": "judge"} if bench.judged else {}
 
 
 def _who(cases: Cases) -> dict[str, Any]:

@@ -181,6 +181,7 @@ def volume_rows(results: Results) -> list[list[str]]:
         null = Interval(**found[key]["ks_null"])
         statistic = found[key]["ks"]
         what = f"volume of the {name} label, KS, {found['synthetic_cases']} against {found['real_cases']}"
+        what += _judged(found)
         rows.append([what, "at most 0.20", f"{statistic:.3f}", shown(null), verdict(statistic <= 0.20)])
     return rows
 
@@ -198,8 +199,13 @@ def neighbour_rows(results: Results) -> list[list[str]]:
         )
         training, held_out = len(found["training"]), len(found["held_out"])
         what = f"share nearer to {training} training than to {held_out} held-out cases, by {space}"
+        what += _judged(found) if space == "label" else ""
         rows.append([what, "reported (0.5: none memorised)", shown(synthetic, 2), shown(real, 2), "–"])
     return rows
+
+
+def _judged(found: dict[str, Any]) -> str:
+    return ", labelled by the judge" if "labelled_by" in found else ""
 
 
 def few_label_rows(results: Results) -> list[list[str]]:

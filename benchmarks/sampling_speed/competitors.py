@@ -49,7 +49,8 @@ class Competitor:
         system: whose networks; "seed" is Medical Diffusion's.
         steps: of the sampler; None takes the card's, which the flagship alone has.
         sampler: by the name that the system has for it; None takes the card's.
-        bfloat16: sample under bfloat16 autocast. The flagship chooses by itself.
+        bfloat16: the seed's networks as if they were trained in it, MONAI's under bfloat16 autocast. The
+            flagship chooses by itself.
         downsampling: of the autoencoder, every axis; the flagship has its own.
         guidance: weight of the label on the image, which the flagship alone has; None takes the card's.
         batch: volumes that are drawn at once, which MONAI's inferer alone makes use of on a CPU.
@@ -141,14 +142,12 @@ def make_seed(competitor: Competitor, shape: tuple[int, int, int]) -> Contestant
         intensity=IntensityConvention(kind="percentile", typical=[(0.0, 1000.0)]),
         labels={},
         verbs=["sample"],
-        defaults=Defaults(sampler=competitor.sampler, steps=competitor.steps),
+        defaults=Defaults(sampler=competitor.sampler, steps=competitor.steps, shift=1.0, sample_guidance=1.0),
         training=Training(dataset="none", cases={}, patients=None, autoencoder_steps=0, denoiser_steps=0),
         licence="CC0-1.0",
         files={"denoiser.safetensors": "0" * 64},
     )
     model = MedicalDiffusion(networks)
-    # Autocast keeps the bfloat16 copy of a weight only if that weight could have a gradient.
-    model.requires_grad_(competitor.bfloat16)
     generator = Generator(card, model)
     return Contestant(
         lambda seed: generator.sample(competitor.batch, seed=seed).image,
@@ -187,10 +186,16 @@ def make_monai(competitor: Competitor, shape: tuple[int, int, int]) -> Contestan
     inferer = LatentDiffusionInferer(scheduler)
     latent = [size // competitor.downsampling for size in shape]
 
+    if competitor.bfloat16:
+        # Autocast keeps the bfloat16 copies of weights that could have a gradient, and casts others anew.
+        denoiser.requires_grad_(True)
+
+    @torch.no_grad()
     def draw(seed: int) -> Tensor:
         random = torch.Generator().manual_seed(seed)
         noise = torch.randn(competitor.batch, LATENT_CHANNELS, *latent, generator=random)
-        return inferer.sample(noise, autoencoder, denoiser, verbose=False)
+        with torch.autocast("cpu", torch.bfloat16, enabled=competitor.bfloat16):
+            return inferer.sample(noise, autoencoder, denoiser, verbose=False)
 
     return Contestant(draw, denoiser, [autoencoder], competitor.sampler, competitor.steps)
 
@@ -202,7 +207,7 @@ def make_flagship(competitor: Competitor, shape: tuple[int, int, int]) -> Contes
 
     generator = load(FLAGSHIP)
     assert isinstance(generator.model, JointFlow)
-    sampling = generator.sampling("sample", competitor.steps, competitor.guidance, competitor.sampler)
+    sampling = generator.card.sampling("sample", competitor.steps, competitor.guidance, competitor.sampler)
     settings = {"steps": sampling.steps, "guidance": sampling.guidance, "sampler": sampling.sampler}
     autoencoders = [net for net in (generator.model.image, generator.model.label) if net is not None]
     return Contestant(

@@ -14,7 +14,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, NamedTuple
 
 import torch
@@ -22,11 +22,14 @@ import torch
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "generator_quality"))
 
-from bench import STEPS, Bench, say  # noqa: E402
+from bench import STEPS, Bench  # noqa: E402
 from figures import segmenter_dice  # noqa: E402
+from measure import busy_seconds, machine, say  # noqa: E402
 from report import arm_mean, shown  # noqa: E402
 
 from diffaug.files import atomic_path, atomic_write_json, atomic_write_text  # noqa: E402
+from diffaug.generators.generator import Generator  # noqa: E402
+from diffaug.generators.hardware import has_bfloat16  # noqa: E402
 
 FLAGSHIP = "hippocampus-mr"
 TIMED = 3
@@ -105,6 +108,7 @@ def main() -> None:
             "samples": options.samples,
             "seeds": options.seeds,
             "steps": options.steps,
+            **machine(),
         }
         if file.exists() and json.loads(file.read_text())["identity"] == identity:
             say(f"{point.name}: there")
@@ -119,11 +123,12 @@ def measure(bench: Bench, point: Point) -> dict[str, Any]:
     sampling = bench.sampling
     bench.generator.sample(1, **sampling)
     seconds = []
+    busy, own, began = busy_seconds(), process_time(), perf_counter()
     for seed in range(TIMED):
         start = perf_counter()
         bench.generator.sample(1, seed=seed, **sampling)
         seconds.append(perf_counter() - start)
-    load = os.getloadavg()[0]
+    others = (busy_seconds() - busy - (process_time() - own)) / (perf_counter() - began)
     held_out = bench.held_out
     runs = [
         segmenter_dice(bench.segmenter("synthetic", bench.pairs, seed), held_out.images, held_out.labels)
@@ -138,10 +143,15 @@ def measure(bench: Bench, point: Point) -> dict[str, Any]:
         "patients": list(held_out.patients),
         "dice": runs,
         "seconds": seconds,
-        "threads": torch.get_num_threads(),
-        "load_average": load,
+        "precision": "bfloat16" if has_bfloat16() and in_bfloat16(bench.generator) else "float32",
+        "other_processes_cores": max(0.0, others),
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def in_bfloat16(generator: Generator) -> bool:
+    """Whether its networks work in mixed precision where the hardware has it; the flagship's always do."""
+    return bool(getattr(generator.card.networks, "bfloat16", True))
 
 
 def write_report(folder: Path) -> None:
@@ -149,20 +159,24 @@ def write_report(folder: Path) -> None:
     cells = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
     if not cells:
         return
+    surroundings = {json.dumps({key: cell["identity"][key] for key in machine()}) for cell in cells}
+    if len(surroundings) > 1:
+        raise SystemExit(f"{folder} mixes times of different machines or versions: measure all again")
     cells.sort(key=lambda cell: (cell["system"], -median(cell["seconds"])))
     lines = [
-        "| system | sampler | labels | seconds a sample | Dice on real cases | hours of training |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| system | sampler | precision | labels | seconds a sample | Dice on real cases | training, h |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for cell in cells:
         dice = arm_mean([{"dice": run, "patients": cell["patients"]} for run in cell["dice"]])
         row = [
             cell["system"],
             f"{cell['sampler']}, {cell['sampler_steps']} steps",
+            cell["precision"],
             cell["labelled_by"],
             f"{median(cell['seconds']):.2f}",
             shown(dice),
-            f"{cell['training_seconds'] / 3600:.1f}",
+            "unknown" if (spent := cell["training_seconds"]) is None else f"{spent / 3600:.1f}",
         ]
         lines.append(f"| {' | '.join(row)} |")
     atomic_write_text(folder / "table.md", "\n".join(lines) + "\n")

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from diffaug import __version__
 from diffaug.cli.build import build
 from diffaug.cli.checkpoints import export_app, import_app
 from diffaug.cli.fit import fit
 from diffaug.cli.verbs import COMMANDS
 from diffaug.errors import DiffaugError
+from diffaug.version import __version__
 
 
 class _Commands(TyperGroup):

@@ -31,6 +31,13 @@ class Extent(StrEnum):
     PATCH = "patch"
 
 
+class Outside(StrEnum):
+    """What images show beyond the end of a scan."""
+
+    MIRROR = "mirror"
+    BACKGROUND = "background"
+
+
 class Axis(StrEnum):
     """The grid's axes, in their order."""
 
@@ -93,6 +100,13 @@ def import_medical_diffusion(
             help="Which axis is the networks' depth; the others are height and width.", show_default="K"
         ),
     ] = None,
+    outside: Annotated[
+        Outside | None,
+        typer.Option(
+            help="What scans smaller than the grid have beyond their end: a mirror image, or -1.",
+            show_default="mirror",
+        ),
+    ] = None,
     window: Annotated[
         list[str] | None,
         typer.Option(
@@ -135,8 +149,20 @@ def import_medical_diffusion(
         bool | None,
         typer.Option("--clip/--no-clip", help="Samplers clip the clean latent.", show_default="clip"),
     ] = None,
+    bfloat16: Annotated[
+        bool | None,
+        typer.Option(
+            "--bfloat16/--float32",
+            help="Compute in mixed precision where the hardware has it: faster, not the original's numbers.",
+            show_default="float32",
+        ),
+    ] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="ancestral, ddim or dpm-solver++.", show_default="ancestral")
+        str | None,
+        typer.Option(
+            help="ancestral (not without clipping), ddim or dpm-solver++.",
+            show_default="ancestral; ddim without clipping",
+        ),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the sampler.", show_default="all if ancestral")
@@ -172,6 +198,7 @@ def import_medical_diffusion(
                 "spacing": spacing and parse_numbers(spacing, 3, "--spacing"),
                 "orientation": orientation and tuple(orientation.upper()),
                 "axes": depth_axis and _NETWORK_AXES[depth_axis],
+                "outside": outside,
                 "intensity": _intensity(window or [], percentiles, typical or []),
                 "channels": channel,
                 "extent": extent,
@@ -180,6 +207,7 @@ def import_medical_diffusion(
                 "padding": padding,
                 "denoiser_groups": denoiser_groups,
                 "clip": clip,
+                "bfloat16": bfloat16,
                 "sampler": sampler,
                 "steps": steps,
                 "licence": licence,

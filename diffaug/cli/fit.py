@@ -27,8 +27,9 @@ class Preset(StrEnum):
 
 
 class Axis(StrEnum):
-    """Anatomical axes along which a mirrored case is still a plausible one."""
+    """Anatomical axes along which a mirrored case is still a plausible one, or none of them."""
 
+    NONE = "none"
     LEFT_RIGHT = "left-right"
     POSTERIOR_ANTERIOR = "posterior-anterior"
     INFERIOR_SUPERIOR = "inferior-superior"
@@ -84,15 +85,16 @@ def fit(
     architecture: Annotated[
         Architecture | None,
         typer.Option(
-            help="The flagship, or the VQ-GAN and diffusion of Khader et al. 2023, which know no labels.",
+            help="Images and label maps together, or the VQ-GAN and diffusion of Khader et al. 2023, which "
+            "know no labels.",
             show_default="joint-flow, or the preset's",
         ),
     ] = None,
     preset: Annotated[
         Preset | None,
         typer.Option(
-            help="Grid, intensities, down-sampling and mirroring of a data set of Khader et al. 2023; "
-            "implies their architecture."
+            help="Grid, intensities and down-sampling of a data set of Khader et al. 2023; implies their "
+            "architecture."
         ),
     ] = None,
     perceptual: Annotated[
@@ -100,8 +102,8 @@ def fit(
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="Weights of LPIPS (VGG16 and its linear heads, or a vqgan.ckpt), for medical-diffusion; may "
-            "be repeated.",
+            help="Weights of LPIPS for medical-diffusion: the file of VGG16 and that of the linear heads, or "
+            "a .ckpt of the original; may be repeated.",
         ),
     ] = None,
     budget: Annotated[
@@ -119,7 +121,11 @@ def fit(
         typer.Option(help="Start from the weights of this generator: a name in the zoo, or a folder."),
     ] = None,
     mirror: Annotated[
-        list[Axis] | None, typer.Option(help="Mirror cases along this axis at random; may be repeated.")
+        list[Axis] | None,
+        typer.Option(
+            help="Mirror cases along this axis at random; may be repeated.",
+            show_default="the preset's, or none",
+        ),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name on the card.", show_default="the output folder's name")
@@ -151,7 +157,7 @@ def fit(
         plan=plan,
         dry_run=dry_run,
         init=init,
-        mirror_axes=tuple(sorted({_GRID_AXES[axis] for axis in mirror})) if mirror else None,
+        mirror_axes=_mirror_axes(mirror),
         seed=seed,
         device=device,
     )
@@ -159,3 +165,11 @@ def fit(
         typer.echo(result.model_dump_json(indent=2))
     else:
         typer.echo(output)
+
+
+def _mirror_axes(axes: list[Axis] | None) -> tuple[int, ...] | None:
+    if not axes:
+        return None
+    if Axis.NONE in axes and len(set(axes)) > 1:
+        raise typer.BadParameter("none goes with no other axis", param_hint="--mirror")
+    return tuple(sorted({_GRID_AXES[axis] for axis in axes if axis is not Axis.NONE}))

@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from diffaug.errors import DiffaugError, LabelError, VerbError
-from diffaug.files import atomic_path
+from diffaug.files import atomic_paths
 
 if TYPE_CHECKING:
     from diffaug.generators.card import Card
@@ -26,6 +26,7 @@ _OPTIONS = (
     (r"label_mapping=\{your id: generator id\}, for example \{(\d+): (\d+)\}", r"--label-mapping \1=\2"),
     (r"\blabel_mapping\b", "--label-mapping"),
     (r"\bbox=(\(\(i0.*?k1\)\)|\.\.\.)", "--box I0:I1,J0:J1,K0:K1"),
+    (r"\bpass the label map, or allow_label_drift=True", "add --label, or --allow-label-drift"),
     (r"\ballow_label_drift=True", "--allow-label-drift"),
     (r"\bresidual=False", "--plain"),
 )
@@ -63,7 +64,8 @@ class Job:
         """The generator's card, read without its weights.
 
         Raises:
-            DiffaugError: an output cannot be written, the generator cannot be found, or it lacks the verb.
+            DiffaugError: an output cannot be written, or the generator cannot be found, lacks the verb, or
+                cannot sample with these settings.
         """
         from diffaug.generators.card import read_card
         from diffaug.zoo import folder_of
@@ -87,6 +89,7 @@ class Job:
         card = read_card(folder_of(self.generator) / "card.json")
         if self.verb not in card.verbs:
             raise VerbError(f"{card.name} has no verb {self.verb!r}; it has {', '.join(sorted(card.verbs))}")
+        self._settled(card)
         return card
 
     @contextmanager
@@ -129,21 +132,10 @@ class Job:
         typer.echo(json.dumps(record) if self.as_json else "\n".join(map(str, self.outputs)))
 
     def _record(self, generator: "Generator") -> dict[str, Any]:
-        """What makes the outputs again, with the card's defaults filled in.
+        """What makes the outputs again, with the card's defaults filled in."""
+        from diffaug.version import __version__
 
-        Raises:
-            DiffaugError: for settings with which the generator cannot sample.
-        """
-        from diffaug import __version__
-
-        parameters = dict(self.settings)
-        if "strength" in parameters and parameters["strength"] is None:
-            parameters["strength"] = generator.card.defaults.strength
-        if "sampler" in parameters:
-            sampling = generator.sampling(
-                self.verb, parameters["steps"], parameters.get("guidance"), parameters["sampler"]
-            )
-            parameters |= {key: value for key, value in asdict(sampling).items() if key in parameters}
+        parameters = self._settled(generator.card)
         return {
             "outputs": [str(path) for path in self.outputs],
             "inputs": [str(path) for path in self.inputs],
@@ -156,13 +148,29 @@ class Job:
             "version": __version__,
         }
 
+    def _settled(self, card: "Card") -> dict[str, Any]:
+        """The settings with the card's defaults.
+
+        Raises:
+            DiffaugError: the generator cannot sample with them.
+        """
+        parameters = dict(self.settings)
+        if "strength" in parameters and parameters["strength"] is None:
+            parameters["strength"] = card.defaults.strength
+        if "sampler" in parameters:
+            sampling = card.sampling(
+                self.verb, parameters["steps"], parameters.get("guidance"), parameters["sampler"]
+            )
+            parameters |= {key: value for key, value in asdict(sampling).items() if key in parameters}
+        return parameters
+
     def _write(self, contents: Sequence[bytes]) -> None:
         from diffaug.datasets.layouts import compressed
 
+        current = self.outputs[0]
         try:
-            with ExitStack() as files:
-                for path, content in zip(self.outputs, contents, strict=True):
-                    temporary = files.enter_context(atomic_path(path))
-                    temporary.write_bytes(compressed(content) if path.name.endswith(".gz") else content)
+            with atomic_paths(self.outputs) as temporaries:
+                for current, temporary, content in zip(self.outputs, temporaries, contents, strict=True):
+                    temporary.write_bytes(compressed(content) if current.name.endswith(".gz") else content)
         except OSError as error:
-            raise DiffaugError(f"{path} cannot be written: {error}") from error
+            raise DiffaugError(f"{current} cannot be written: {error}") from error

@@ -284,7 +284,7 @@ def inpaint(
     Shape, affine, header and voxel type stay as they are, and so do the voxels outside the mask.
     """
     from diffaug.cli.job import Job
-    from diffaug.datasets.scans import read_label_of
+    from diffaug.datasets.scans import read_label_of, read_mask_of
     from diffaug.errors import DiffaugError
 
     job = Job(
@@ -309,7 +309,7 @@ def inpaint(
     card = job.check()
     _check_changed_images(output, image)
     scan = _read_image(image, card)
-    region = read_label_of(scan, mask)
+    region = read_mask_of(scan, mask)
     if not region.any():
         raise DiffaugError(f"{mask} is 0 everywhere: mark the voxels that are to be made anew")
     anatomy = read_label_of(scan, label) if label else None
@@ -485,21 +485,21 @@ def _check_case(job: "Job", card: "Card", scan: "Scan", label: "np.ndarray | Non
     import numpy as np
     import torch
 
-    from diffaug.errors import LabelError
+    from diffaug.generators.cases import require_label
     from diffaug.generators.grid import place
     from diffaug.generators.labels import Vocabulary
 
     with job.explained():
-        if job.settings.get("allow_label_drift") is False and card.labels and label is None:
-            raise LabelError(
-                f"{card.name} preserves a label only if it is given: add --label, or --allow-label-drift if "
-                "the anatomy may move"
-            )
+        if job.settings.get("allow_label_drift") is False:
+            require_label(card, label is not None)
         if label is not None and card.labels:
             ids = torch.from_numpy(np.unique(label))
             Vocabulary(card.labels).indices(ids, job.settings["label_mapping"])
-        if job.settings.get("box"):
-            place(card.to_grid(), scan.image.shape[1:], scan.affine, box=job.settings["box"])
+        box = job.settings.get("box")
+        # Without a label or box, inpainting takes place around its mask.
+        if job.verb != "inpaint" or box or label is not None:
+            foreground = None if label is None else torch.from_numpy(label[0] != 0)
+            place(card.to_grid(), scan.image.shape[1:], scan.affine, foreground=foreground, box=box)
 
 
 @overload

@@ -31,7 +31,7 @@ def fill_parameters(
         strength = generator.card.defaults.strength
     if strength is not None and not 0 <= strength <= 1:
         raise DiffaugError(f"strength must lie in [0, 1], got {strength}")
-    sampling = generator.sampling(verb, steps, guidance, sampler)
+    sampling = generator.card.sampling(verb, steps, guidance, sampler)
     return Parameters(
         sampler=sampling.sampler,
         shift=sampling.shift,

@@ -53,7 +53,7 @@ def readme(header: Manifest) -> str:
     lines = [
         f"# {settings.name}",
         "",
-        f"{sentence(settings)}. {settings.cases} cases, none of them a scan of a person.",
+        f"{sentence(settings)}. {settings.cases} cases, whose images a model made.",
         "",
         *([f"**{caveat(settings)}.**", _advice(settings), ""] if caveat(settings) else []),
         "Train with them, do not validate on them: a figure measured on synthetic cases says little about",

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-import diffaug
 from diffaug.errors import DiffaugError
 from diffaug.files import atomic_write_json
 from diffaug.generators.card import CardGrid
 from diffaug.generators.intensity import IntensityConvention
+from diffaug.version import __version__
 
 MANIFEST = "manifest.json"
 # Characters of a value that a message shows.
@@ -169,7 +169,7 @@ def read_manifest(path: Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise DiffaugError(
-            f"{path} is no manifest that diffaug {diffaug.__version__} understands ({where}: {first['msg']}):"
+            f"{path} is no manifest that diffaug {__version__} understands ({where}: {first['msg']}):"
             " it is damaged, or was written by something else"
         ) from error
 
@@ -187,7 +187,7 @@ def plain(record: BaseModel) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of whatever decides the bytes of a case."""
     return {
-        "diffaug": diffaug.__version__,
+        "diffaug": __version__,
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),

@@ -110,18 +110,41 @@ def read_label(file: Path) -> Scan:
 
 
 def read_label_of(scan: Scan, file: Path) -> np.ndarray:
-    """Read a label map or mask `(1, I, J, K)`, int16, that lies on a scan's voxels.
+    """Read a label map `(1, I, J, K)`, int16, that lies on a scan's voxels.
 
     Raises:
         DatasetError: as for `read_label`, or it has another shape or affine.
     """
     label = read_label(file)
-    shape, wanted = label.image.shape[1:], scan.image.shape[1:]
-    if shape != wanted:
-        raise DatasetError([shape_mismatch(file, shape, scan.files[0], wanted)])
-    if problem := affine_mismatch(file, label.affine, scan.files[0], scan.affine):
-        raise DatasetError([problem])
+    _require_same_voxels(scan, file, label.image.shape[1:], label.affine)
     return label.image
+
+
+def read_mask_of(scan: Scan, file: Path) -> np.ndarray:
+    """Read a mask that lies on a scan's voxels: bool `(1, I, J, K)`, where the file does not hold 0.
+
+    Raises:
+        DatasetError: the file is damaged, holds several volumes, NaN or infinite values, or has another shape
+            or affine.
+    """
+    volume = read_volume(file)
+    if fault := geometry_fault(volume):
+        raise DatasetError([f"{file} {fault}"])
+    array = volume.array[..., 0] if volume.array.ndim == 4 and volume.array.shape[3] == 1 else volume.array
+    if array.ndim != 3:
+        raise DatasetError([f"{file} has the shape {array.shape}: a mask has three axes"])
+    _require_same_voxels(scan, file, array.shape, volume.affine)
+    if broken := array.size - int(np.isfinite(array).sum()):
+        raise DatasetError([f"{file} holds {broken} voxels that are NaN or infinite: replace them"])
+    return array[None] != 0
+
+
+def _require_same_voxels(scan: Scan, file: Path, shape: Sequence[int], affine: np.ndarray) -> None:
+    wanted = scan.image.shape[1:]
+    if tuple(shape) != wanted:
+        raise DatasetError([shape_mismatch(file, shape, scan.files[0], wanted)])
+    if problem := affine_mismatch(file, affine, scan.files[0], scan.affine):
+        raise DatasetError([problem])
 
 
 def nifti_beside(file: Path, array: np.ndarray, description: str) -> bytes:

@@ -21,7 +21,8 @@ from diffaug.datasets.volumes import (
 )
 from diffaug.errors import DatasetError, LabelError
 from diffaug.files import sha256_file
-from diffaug.generators.generator import MOST_CUT, Generator
+from diffaug.generators.cases import MOST_CUT
+from diffaug.generators.generator import Generator
 from diffaug.generators.grid import Box, Grid, place
 from diffaug.generators.intensity import IntensityMap, fit_intensity_map
 

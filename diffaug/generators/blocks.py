@@ -42,6 +42,14 @@ def zero(module: nn.Module) -> nn.Module:
     return module
 
 
+class Float32GroupNorm(nn.GroupNorm):
+    """Group norm, computed in float32 whatever the precision around it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float()).to(x.dtype)
+
+
 class ResidualBlock(nn.Module):
     """Two normalised convolutions around an identity; `condition` (B, D) modulates the second norm."""
 

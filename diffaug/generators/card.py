@@ -18,12 +18,12 @@ from pydantic import (
     model_validator,
 )
 
-from diffaug.errors import CardError
+from diffaug.errors import CardError, DiffaugError
 from diffaug.generators.grid import Grid, Outside
 from diffaug.generators.intensity import IntensityConvention
-from diffaug.generators.networks import JointFlowNetworks, MedicalDiffusionNetworks
+from diffaug.generators.model import Sampling
+from diffaug.generators.networks import JointFlowNetworks, MedicalDiffusionNetworks, Verb
 
-Verb = Literal["sample", "paint", "vary", "inpaint", "segment", "encode", "decode"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Label maps come back as int16.
@@ -60,9 +60,7 @@ class Defaults(_Part):
     `benchmarks/generator_quality/choose.py`; a card of another generator may say otherwise.
     """
 
-    sampler: Literal["euler", "heun", "adams-bashforth", "ancestral", "ddim", "dpm-solver++"] = (
-        "adams-bashforth"
-    )
+    sampler: str = Field(default="adams-bashforth", description="one of those that the networks have")
     steps: int = Field(default=10, ge=1)
     shift: float = Field(default=3.0, gt=0)
     guidance: float = Field(default=1.0, ge=0)
@@ -156,11 +154,39 @@ class Card(_Part):
             raise ValueError(f"these networks cannot {', '.join(beyond)}; they can {sorted(networks.verbs)}")
         if defaults.sampler not in networks.samplers:
             raise ValueError(
-                f"defaults.sampler is {defaults.sampler!r}; {self.architecture} has {networks.samplers}"
+                f"defaults.sampler is {defaults.sampler!r}; these networks have "
+                f"{', '.join(networks.samplers)}"
             )
         if networks.most_steps is not None and defaults.steps > networks.most_steps:
             raise ValueError(f"defaults.steps is {defaults.steps}, the schedule has {networks.most_steps}")
         return self
+
+    def sampling(self, verb: str, steps: int | None, guidance: float | None, sampler: str | None) -> Sampling:
+        """How a verb samples, with the defaults for what is None.
+
+        Raises:
+            DiffaugError: for a sampler that the networks lack, or numbers that they cannot work with.
+        """
+        defaults, networks = self.defaults, self.networks
+        if sampler is not None and sampler not in networks.samplers:
+            raise DiffaugError(
+                f"{self.name} has no sampler {sampler!r}; it has {', '.join(networks.samplers)}"
+            )
+        if steps is None:
+            own = sampler is None or sampler == defaults.sampler
+            steps = defaults.steps if own else networks.steps_of(str(sampler)) or defaults.steps
+        if steps < 1 or (networks.most_steps is not None and steps > networks.most_steps):
+            upper = "" if networks.most_steps is None else f" and at most {networks.most_steps}"
+            raise DiffaugError(f"steps must be at least 1{upper}, got {steps}")
+        if guidance is not None and not guidance >= 0:
+            raise DiffaugError(f"guidance must be at least 0 (1 is none), got {guidance}")
+        if guidance not in (None, 1.0) and not self.labels:
+            raise DiffaugError(
+                f"{self.name} knows no labels that could guide it: leave guidance={guidance} out"
+            )
+        if guidance is None:
+            guidance = defaults.guidance_of(verb) if self.labels else 1.0
+        return Sampling(sampler or defaults.sampler, steps, guidance, defaults.shift)
 
     def to_grid(self) -> Grid:
         """The grid as geometry."""

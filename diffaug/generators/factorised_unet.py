@@ -12,6 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from diffaug.generators.blocks import Float32GroupNorm
+
 # Buckets of the relative position bias (Raffel et al. 2020) and the distance from which all share the last.
 BUCKETS = 32
 MAX_DISTANCE = 32
@@ -210,21 +212,13 @@ class SpatialLinearAttention(nn.Module):
         return self.to_out(out).view(b, d, c, h, w).transpose(1, 2)
 
 
-class GroupNorm(nn.GroupNorm):
-    """Group norm in float32 whatever the precision around it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float()).to(x.dtype)
-
-
 class Block(nn.Module):
     """In-plane convolution, norm, and the modulation by (scale, shift)."""
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
         self.proj = nn.Conv3d(inputs, outputs, (1, 3, 3), padding=(0, 1, 1))
-        self.norm = GroupNorm(groups, outputs)
+        self.norm = Float32GroupNorm(groups, outputs)
 
     def forward(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
         x = self.norm(self.proj(x))

@@ -3,23 +3,34 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffaug.errors import CardError, DiffaugError, LabelError, VerbError
+from diffaug.errors import CardError, DiffaugError, VerbError
 from diffaug.files import atomic_write_json, read_json, sha256_file
 from diffaug.generators.architectures import make_model
 from diffaug.generators.card import Card, card_json, read_card
-from diffaug.generators.grid import Box, Grid, Placement, Window, bounding_box, place
-from diffaug.generators.intensity import IntensityMap, fit_intensity_map, typical_map
+from diffaug.generators.cases import (
+    Case,
+    add_differences,
+    beside_labels,
+    masks_on_grid,
+    read_images,
+    read_labels,
+    replace,
+    replace_inside,
+    require_covered,
+)
+from diffaug.generators.grid import Box, Grid, bounding_box
+from diffaug.generators.intensity import IntensityMap, typical_map
 from diffaug.generators.labels import Vocabulary
-from diffaug.generators.model import Model, Sampling
+from diffaug.generators.model import Model
 from diffaug.generators.seeds import CaseNoise, case_seeds
 
 # Networks always see this many cases at once, so that the bytes of a case do not depend on the batch it came
@@ -27,11 +38,8 @@ from diffaug.generators.seeds import CaseNoise, case_seeds
 # cores: 19 ms a denoiser step against 16 ms in batches of 8.
 CPU_CHUNK = 1
 GPU_CHUNK = 8
-# A label with a larger share beyond the grid shows another structure than the generator's, or several. Less
-# is what an unusually large structure or stray voxels cost.
-MOST_CUT = 0.2
-# Voxels over which inpainted content fades into the untouched image, inside the mask.
-INPAINT_RIM = 2
+# Voxels of a chunk on a GPU at most, where that is more than one case: 2 of 128 x 128 x 128.
+GPU_VOXELS = 2**22
 
 
 class Sample(NamedTuple):
@@ -42,16 +50,6 @@ class Sample(NamedTuple):
     image: Tensor
     label: Tensor
     affine: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class _Case:
-    """One real case on the grid: `image` `(1, C, *grid)` in network units, `one_hot` `(1, L, *grid)`."""
-
-    placement: Placement
-    image: Tensor | None = None
-    intensity: IntensityMap | None = None
-    one_hot: Tensor | None = None
 
 
 class Generator:
@@ -175,7 +173,7 @@ class Generator:
         self._require("sample")
         if n < 1:
             raise DiffaugError(f"n must be at least 1, got {n}")
-        sampling = self.sampling("sample", steps, guidance, sampler)
+        sampling = self.card.sampling("sample", steps, guidance, sampler)
         images, labels = self._sampled(lambda noise: self.model.sample(noise, sampling), case_seeds(seed, n))
         return Sample(self._typical(images), self._decode_label(labels), self.grid.affine)
 
@@ -201,29 +199,15 @@ class Generator:
             LabelError: for ids that the generator does not know, or a label map without foreground.
         """
         self._require("paint")
-        sampling = self.sampling("paint", steps, guidance, sampler)
-        label = _check_label(label)
-        affines = _affines(affine, len(label))
-        cases = [
-            self._place(label.shape[2:], a, label=row, label_mapping=label_mapping, box=box)
-            for row, a in zip(label, affines, strict=True)
-        ]
-        for index, case in enumerate(cases):
-            if case.one_hot is None or not bool(case.one_hot[:, 1:].any()):
-                raise LabelError(f"label map {index} of the batch shows no structure on the generator's grid")
+        sampling = self.card.sampling("paint", steps, guidance, sampler)
+        cases = read_labels(self.card, label, affine, label_mapping=label_mapping, box=box)
         painted = self._sampled(
             lambda noise, condition: self.model.paint(condition, noise, sampling),
             case_seeds(seed, len(label)),
             self._conditions(cases),
         )[0]
         decoded = self._chunked(self.model.decode_image, painted)[0].cpu()
-        intensity = typical_map(self.card.intensity)
-        floor = intensity.low.float().view(1, -1, 1, 1, 1)
-        out = floor.expand(len(label), -1, *label.shape[2:]).clone()
-        for n, case in enumerate(cases):
-            values, window = case.placement.from_grid(decoded[n : n + 1])
-            case.placement.put_back(out[n], intensity.denormalise(values[0]), window)
-        return out.to(label.device)
+        return beside_labels(self.card, label, cases, decoded)
 
     @torch.no_grad()
     def vary(
@@ -259,23 +243,30 @@ class Generator:
                 where the contrast of the whole scan is not what the generator knows.
 
         Raises:
-            LabelError: the label is missing, or the generator knows none, and drift is not allowed; or it
-                holds ids that the generator does not know.
+            LabelError: drift is not allowed, and the label is missing or given to a generator that knows
+                none; or it holds ids that the generator does not know.
             DiffaugError: a larger scan with neither label nor box.
         """
         self._require("vary")
         strength = self.card.defaults.strength if strength is None else strength
         if not 0 <= strength <= 1:
             raise DiffaugError(f"strength must lie in [0, 1], got {strength}")
-        sampling = self.sampling("vary", steps, guidance, sampler)
+        sampling = self.card.sampling("vary", steps, guidance, sampler)
         seeds = case_seeds(seed, len(image))
-        cases = self._read(
-            image, label, affine, label_mapping, allow_label_drift, [box] * len(image), intensity
+        cases = read_images(
+            self.card,
+            image,
+            label,
+            affine,
+            label_mapping=label_mapping,
+            allow_label_drift=allow_label_drift,
+            boxes=[box] * len(image),
+            intensity=intensity,
         )
         if residual and strength == 0:
             return image.clone()
         if not residual:
-            _require_covered(cases)
+            require_covered(cases)
         clean = self._encode_images(cases)
         varied = clean
         if strength > 0:
@@ -288,8 +279,8 @@ class Generator:
         decoded = self._chunked(self.model.decode_image, varied)[0].to(image.device)
         if residual:
             original = self._chunked(self.model.decode_image, clean)[0].to(image.device)
-            return self._add_residuals(image, cases, decoded - original)
-        return self._replace(image, cases, decoded)
+            return add_differences(image, cases, decoded - original)
+        return replace(image, cases, decoded)
 
     @torch.no_grad()
     def inpaint(
@@ -319,7 +310,7 @@ class Generator:
             LabelError, DiffaugError: as for `vary`.
         """
         self._require("inpaint")
-        sampling = self.sampling("inpaint", steps, guidance, sampler)
+        sampling = self.card.sampling("inpaint", steps, guidance, sampler)
         expected = (len(image), 1, *image.shape[2:])
         if mask.shape != expected:
             raise DiffaugError(f"mask must have shape {expected} like the image, got {tuple(mask.shape)}")
@@ -328,36 +319,26 @@ class Generator:
         # Without a label or box the grid lies around each case's own mask; where that is empty, anywhere.
         whole = ((0, image.shape[2]), (0, image.shape[3]), (0, image.shape[4]))
         boxes = [box or (bounding_box(row[0]) or whole if label is None else None) for row in mask]
-        cases = self._read(image, label, affine, label_mapping, allow_label_drift, boxes, intensity)
-        for n, case in enumerate(cases):
-            covered = int(case.placement.take(mask[n], case.placement.window()).sum())
-            if covered < int(mask[n].sum()):
-                raise VerbError(
-                    f"the mask of case {n} has {int(mask[n].sum())} voxels, the generator's grid around the "
-                    f"label or box covers {covered} of them: inpaint a smaller region, or give a box=... "
-                    "around it"
-                )
-        grid_masks = torch.cat(
-            [case.placement.to_grid(row[None]) for case, row in zip(cases, mask, strict=True)]
+        cases = read_images(
+            self.card,
+            image,
+            label,
+            affine,
+            label_mapping=label_mapping,
+            allow_label_drift=allow_label_drift,
+            boxes=boxes,
+            intensity=intensity,
         )
+        regions = masks_on_grid(mask, cases)
         painted = self._sampled(
             lambda noise, x, region, condition: self.model.inpaint(x, region, condition, noise, sampling),
             seeds,
             self._on_grid(cases),
-            (grid_masks > 0).to(self.device),
+            regions.to(self.device),
             self._conditions(cases),
         )[0]
         decoded = self._chunked(self.model.decode_image, painted)[0].to(image.device)
-        out = image.clone()
-        for n, case in enumerate(cases):
-            assert case.intensity is not None
-            values, window = case.placement.from_grid(decoded[n : n + 1])
-            weight = _fade_inside(mask[n], case.placement, window)
-            old = case.placement.take(image[n], window)
-            new = old.double() * (1 - weight) + case.intensity.denormalise(values[0]) * weight
-            new = torch.where(weight > 0, _to_dtype(new, image.dtype), old)
-            case.placement.put_back(out[n], new, window)
-        return out
+        return replace_inside(image, mask, cases, decoded)
 
     @torch.no_grad()
     def segment(
@@ -373,8 +354,8 @@ class Generator:
         """The generator's own opinion of the labels of an image: `(B, 1, I, J, K)` int16; background outside
         the grid."""
         self._require("segment")
-        sampling = self.sampling("segment", steps, None, sampler)
-        cases = self._read(image, None, affine, None, True, [box] * len(image))
+        sampling = self.card.sampling("segment", steps, None, sampler)
+        cases = self._without_label(image, affine, box)
         latents = self._sampled(
             lambda noise, z: self.model.segment(z, noise, sampling),
             case_seeds(seed, len(image)),
@@ -389,10 +370,14 @@ class Generator:
 
     @torch.no_grad()
     def encode(self, image: Tensor, affine: ArrayLike, *, box: Box | None = None) -> Tensor:
-        """The latent `(B, Z, i, j, k)` of an image, zero mean and unit variance per channel over the training
-        cases."""
+        """The latents of images, float32 `(B, *model.image_latent)`.
+
+        Joint-flow's are `(B, Z, i, j, k)` in the grid's axes, with zero mean and unit variance per channel
+        over the training cases; Medical Diffusion's `(B, Z, d, h, w)`, depth first, with the codebook's range
+        at -1 and 1.
+        """
         self._require("encode")
-        return self._encode_images(self._read(image, None, affine, None, True, [box] * len(image)))
+        return self._encode_images(self._without_label(image, affine, box))
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
@@ -404,6 +389,8 @@ class Generator:
             raise DiffaugError(
                 f"a latent must have shape (B, {', '.join(map(str, expected))}), got {tuple(latent.shape)}"
             )
+        if not bool(torch.isfinite(latent).all()):
+            raise DiffaugError("the latent holds NaN or infinite values")
         return self._typical(latent.to(self.device))
 
     # -- ways in and out -------------------------------------------------------------------------------------
@@ -412,145 +399,26 @@ class Generator:
         if verb not in self.verbs:
             raise VerbError(f"{self.name} has no verb {verb!r}; it has {', '.join(sorted(self.verbs))}")
 
-    def sampling(self, verb: str, steps: int | None, guidance: float | None, sampler: str | None) -> Sampling:
-        """How a verb samples, with the card's defaults for what is None.
-
-        Raises:
-            DiffaugError: for a sampler that the architecture lacks, or numbers that it cannot work with.
-        """
-        defaults, networks = self.card.defaults, self.card.networks
-        if sampler is not None and sampler not in networks.samplers:
-            raise DiffaugError(
-                f"{networks.architecture} has no sampler {sampler!r}; it has {', '.join(networks.samplers)}"
-            )
-        if steps is None:
-            own = sampler is None or sampler == defaults.sampler
-            steps = defaults.steps if own else networks.steps_of(str(sampler), defaults.steps)
-        if steps < 1 or (networks.most_steps is not None and steps > networks.most_steps):
-            upper = "" if networks.most_steps is None else f" and at most {networks.most_steps}"
-            raise DiffaugError(f"steps must be at least 1{upper}, got {steps}")
-        if guidance is not None and not guidance >= 0:
-            raise DiffaugError(f"guidance must be at least 0 (1 is none), got {guidance}")
-        if guidance not in (None, 1.0) and not self.knows_labels:
-            raise DiffaugError(
-                f"{self.name} knows no labels that could guide it: leave guidance={guidance} out"
-            )
-        if guidance is None:
-            guidance = defaults.guidance_of(verb) if self.knows_labels else 1.0
-        return Sampling(sampler or defaults.sampler, steps, guidance, defaults.shift)
-
-    def _read(
-        self,
-        image: Tensor,
-        label: Tensor | None,
-        affine: ArrayLike,
-        label_mapping: Mapping[int, int] | None,
-        allow_label_drift: bool,
-        boxes: Sequence[Box | None],
-        intensity: Sequence[IntensityMap] | None = None,
-    ) -> list[_Case]:
-        """Bring a batch of cases onto the grid, after checking all of it."""
-        if not isinstance(image, Tensor):
-            raise DiffaugError(f"the image must be a torch.Tensor, got {type(image).__name__}")
-        if image.ndim != 5 or image.shape[1] != len(self.card.channels):
-            raise DiffaugError(
-                f"image must have shape (B, {len(self.card.channels)}, I, J, K) with the channels "
-                f"{self.card.channels}, got {tuple(image.shape)}"
-            )
-        if image.dtype == torch.bool or image.is_complex():
-            raise DiffaugError(f"the image must hold integers or floats, got {image.dtype}")
-        if bad := [n for n, row in enumerate(image) if not bool(torch.isfinite(row).all())]:
-            raise DiffaugError(
-                f"the image holds NaN or infinite values in case(s) {bad} of the batch: replace them first"
-            )
-        if label is None and self.knows_labels and not allow_label_drift:
-            raise LabelError(
-                f"{self.name} preserves a label only if it is given: pass the label map, or "
-                "allow_label_drift=True if the anatomy may move"
-            )
-        if label is not None:
-            if not self.knows_labels and not allow_label_drift:
-                raise LabelError(
-                    f"{self.name} knows no labels and cannot preserve one: pass allow_label_drift=True if "
-                    "the anatomy may move"
-                )
-            label = _check_label(label)
-            if label.shape[0] != image.shape[0] or label.shape[2:] != image.shape[2:]:
-                raise LabelError(f"label {tuple(label.shape)} does not match image {tuple(image.shape)}")
-        if intensity is None:
-            intensity = [fit_intensity_map(row, self.card.intensity) for row in image]
-        else:
-            count = 1 if isinstance(intensity, IntensityMap) else len(intensity)
-            if isinstance(intensity, IntensityMap) or count != len(image):
-                raise DiffaugError(f"intensity needs a list of {len(image)} maps, one a case; got {count}")
-            # A map of a region must not raise what is darker elsewhere in the volume.
-            intensity = [m.with_floor_of(row) for m, row in zip(intensity, image, strict=True)]
-        cases = []
-        for n, (a, box) in enumerate(zip(_affines(affine, len(image)), boxes, strict=True)):
-            row = None if label is None else label[n]
-            case = self._place(image.shape[2:], a, label=row, label_mapping=label_mapping, box=box)
-            on_grid = case.placement.image_to_grid(image[n : n + 1], intensity[n].normalise)
-            cases.append(_Case(case.placement, on_grid, intensity[n], case.one_hot))
-        return cases
-
-    def _place(
-        self,
-        shape: Sequence[int],
-        affine: NDArray[np.float64],
-        *,
-        label: Tensor | None,
-        label_mapping: Mapping[int, int] | None,
-        box: Box | None,
-    ) -> _Case:
-        """Place a volume of spatial `shape` on the grid, and its label map `(1, I, J, K)` if there is one."""
-        if label is None:
-            return _Case(place(self.grid, shape, affine, box=box))
-        if not self.knows_labels:
-            return _Case(place(self.grid, shape, affine, foreground=label[0] != 0, box=box))
-        indices = self.vocabulary.indices(label[None], label_mapping)
-        foreground = indices[0] != 0
-        placement = place(self.grid, shape, affine, foreground=foreground[0], box=box)
-        total = int(foreground.sum())
-        cut = total - int(placement.take(foreground, placement.window()).sum())
-        if box is None and cut > MOST_CUT * total:
-            size = " x ".join(f"{n * s:.0f}" for n, s in zip(self.grid.shape, self.grid.spacing, strict=True))
-            raise VerbError(
-                f"{cut} of the label's {total} voxels lie outside the {size} mm that {self.name} makes: keep "
-                "one structure in the label map, or call the verb with box=((i0, i1), (j0, j1), (k0, k1)) in "
-                "voxels around it"
-            )
-        return _Case(placement, one_hot=placement.label_to_grid(indices, self.vocabulary.spread))
-
-    def _add_residuals(self, image: Tensor, cases: list[_Case], differences: Tensor) -> Tensor:
-        out = image.clone()
-        for n, case in enumerate(cases):
-            assert case.intensity is not None
-            faded = differences[n : n + 1] * case.placement.fade().to(differences.device)
-            values, window = case.placement.from_grid(faded)
-            change = case.intensity.denormalise_difference(values[0])
-            old = case.placement.take(image[n], window)
-            new = _to_dtype(case.intensity.bound(old.double() + change), image.dtype)
-            case.placement.put_back(out[n], torch.where(change == 0, old, new), window)
-        return out
-
-    def _replace(self, image: Tensor, cases: list[_Case], decoded: Tensor) -> Tensor:
-        out = torch.empty_like(image)
-        for n, case in enumerate(cases):
-            assert case.intensity is not None
-            values, window = case.placement.from_grid(decoded[n : n + 1])
-            values = _to_dtype(case.intensity.denormalise(values[0]), image.dtype)
-            case.placement.put_back(out[n], values, window)
-        return out
+    def _without_label(self, image: Tensor, affine: ArrayLike, box: Box | None) -> list[Case]:
+        return read_images(
+            self.card,
+            image,
+            None,
+            affine,
+            label_mapping=None,
+            allow_label_drift=True,
+            boxes=[box] * len(image),
+        )
 
     # -- networks, always in chunks of one size --------------------------------------------------------------
 
-    def _on_grid(self, cases: list[_Case]) -> Tensor:
+    def _on_grid(self, cases: list[Case]) -> Tensor:
         return torch.cat([case.image for case in cases if case.image is not None]).to(self.device)
 
-    def _encode_images(self, cases: list[_Case]) -> Tensor:
+    def _encode_images(self, cases: list[Case]) -> Tensor:
         return self._chunked(self.model.encode_image, self._on_grid(cases))[0]
 
-    def _conditions(self, cases: list[_Case]) -> Tensor:
+    def _conditions(self, cases: list[Case]) -> Tensor:
         """Label latents of the cases, or tensors without channels where there is no label to condition on."""
         labels = [case.one_hot for case in cases if case.one_hot is not None]
         if not labels:
@@ -578,7 +446,9 @@ class Generator:
         self, function: Callable[..., Tensor | tuple[Tensor, ...]], *inputs: Tensor
     ) -> tuple[Tensor, ...]:
         """Apply `function` to chunks of a fixed number of cases; the last one is filled up and cut again."""
-        size = CPU_CHUNK if self.device.type == "cpu" else GPU_CHUNK
+        size = CPU_CHUNK
+        if self.device.type != "cpu":
+            size = max(1, min(GPU_CHUNK, GPU_VOXELS // prod(self.grid.shape)))
         count = len(inputs[0])
         results = []
         for start in range(0, count, size):
@@ -597,54 +467,3 @@ def _read_plan(path: Path) -> dict[str, Any] | None:
         return read_json(path) if path.exists() else None
     except DiffaugError as error:
         raise CardError(f"{error}; copy it again") from error
-
-
-def _require_covered(cases: list[_Case]) -> None:
-    for n, case in enumerate(cases):
-        covered = tuple(stop - start for start, stop in case.placement.window())
-        if covered != case.placement.source_shape:
-            raise VerbError(
-                f"a plain decode (residual=False) covers {covered} of the {case.placement.source_shape} "
-                f"voxels of case {n} (grid's axis order); crop the case to the box around its label first"
-            )
-
-
-def _check_label(label: Tensor) -> Tensor:
-    if not isinstance(label, Tensor):
-        raise LabelError(f"a label map must be a torch.Tensor, got {type(label).__name__}")
-    if label.ndim != 5 or label.shape[1] != 1:
-        raise LabelError(f"a label map must have shape (B, 1, I, J, K), got {tuple(label.shape)}")
-    return label
-
-
-def _affines(affine: ArrayLike, count: int) -> list[NDArray[np.float64]]:
-    array = np.asarray(affine.cpu() if isinstance(affine, Tensor) else affine, dtype=np.float64)
-    if array.shape == (4, 4):
-        return [array] * count
-    if array.shape != (count, 4, 4):
-        raise DiffaugError(f"affine must have shape (4, 4) or ({count}, 4, 4), got {array.shape}")
-    return list(array)
-
-
-def _to_dtype(volume: Tensor, dtype: torch.dtype) -> Tensor:
-    """float64 to `dtype`: rounded and clipped to an integer one."""
-    if dtype.is_floating_point:
-        return volume.to(dtype)
-    limits = torch.iinfo(dtype)
-    return volume.round().clamp(limits.min, limits.max).to(dtype)
-
-
-def _fade_inside(mask: Tensor, placement: Placement, window: Window) -> Tensor:
-    """Weights of the voxels of `window`: 0 outside a bool mask `(1, I, J, K)`, rising to 1 over the rim
-    inside it, or over half its thickness."""
-    # With a voxel more on each side, since what lies beyond the window is outside the mask.
-    grown = [(max(0, a - 1), min(n, b + 1)) for (a, b), n in zip(window, placement.source_shape, strict=True)]
-    mask = placement.take(mask, grown).contiguous()
-    outside, depth = (~mask).float(), mask.float()
-    for _ in range(INPAINT_RIM):
-        outside = nn.functional.max_pool3d(outside, 3, stride=1, padding=1)
-        depth += outside == 0
-    # Where the mask is thinner than two rims, its middle is still all new.
-    weight = depth / nn.functional.max_pool3d(depth, 2 * INPAINT_RIM + 1, 1, INPAINT_RIM).clamp(min=1)
-    inner = (slice(a - g, b - g) for (a, b), (g, _) in zip(window, grown, strict=True))
-    return weight[:, *inner]

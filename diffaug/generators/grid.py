@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffaug.errors import DiffaugError
+from diffaug.generators.labels import most_likely
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 # Half-open voxel bounds on each axis of a volume in the grid's orientation.
@@ -171,9 +172,9 @@ class Placement:
         one-hot float32 `(B, L, *grid.shape)`; between voxels the class with the largest share wins.
         """
         shares = self.to_grid(label, prepare)
-        # Where all shares are 0, argmax gives the first class.
+        # Where all shares are 0 the first class is the most likely.
         shares = shares * self._inside().to(shares.device)
-        return nn.functional.one_hot(shares.argmax(dim=1), shares.shape[1]).movedim(-1, 1).float()
+        return nn.functional.one_hot(most_likely(shares), shares.shape[1]).movedim(-1, 1).float()
 
     def _inside(self) -> Tensor:
         """1 at the grid's voxels whose centres lie in the volume, else 0 `(*grid.shape)`."""

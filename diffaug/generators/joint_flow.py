@@ -11,7 +11,7 @@ from torch import Tensor
 from diffaug.errors import CardError
 from diffaug.generators.autoencoder import Autoencoder
 from diffaug.generators.denoiser import JointDenoiser
-from diffaug.generators.hardware import has_bfloat16
+from diffaug.generators.hardware import has_bfloat16, mixed_precision
 from diffaug.generators.model import Model, Sampling, latent_mask
 from diffaug.generators.networks import JointFlowNetworks
 from diffaug.generators.samplers import SAMPLERS, Projection, Velocity, add_noise, keep_outside, noise_levels
@@ -76,7 +76,7 @@ class JointFlow(Model):
             return torch.cat([image_velocity, conditioned[1]], dim=1)
 
         x = torch.cat([image_noise, label_noise], dim=1)
-        x = SAMPLERS[sampling.sampler](velocity, x, noise_levels(sampling.steps, shift=sampling.shift))
+        x = self._integrate(velocity, x, noise_levels(sampling.steps, shift=sampling.shift), sampling)
         return x[:, :channels], x[:, channels:]
 
     def paint(self, condition: Tensor, noise: CaseNoise, sampling: Sampling) -> Tensor:
@@ -105,7 +105,7 @@ class JointFlow(Model):
             return self._velocities(latent, x, 0.0, level)[1]
 
         levels = noise_levels(sampling.steps, shift=sampling.shift)
-        return SAMPLERS[sampling.sampler](velocity, label_noise, levels)
+        return self._integrate(velocity, label_noise, levels, sampling)
 
     def _make(
         self,
@@ -122,7 +122,19 @@ class JointFlow(Model):
         count = max(1, round(sampling.steps * strength))
         levels = noise_levels(count, start=strength, shift=sampling.shift)
         velocity = self._image_velocity(condition, label_noise, sampling.guidance)
-        return SAMPLERS[sampling.sampler](velocity, x, levels, project)
+        return self._integrate(velocity, x, levels, sampling, project)
+
+    def _integrate(
+        self,
+        velocity: Velocity,
+        x: Tensor,
+        levels: list[float],
+        sampling: Sampling,
+        project: Projection | None = None,
+    ) -> Tensor:
+        """The trajectory from `x` at the first of the noise levels."""
+        with mixed_precision(self.denoiser, x.device, has_bfloat16(x.device)):
+            return SAMPLERS[sampling.sampler](velocity, x, levels, project)
 
     def _image_velocity(self, label: Tensor, label_noise: Tensor, guidance: float) -> Velocity:
         def velocity(x: Tensor, level: float) -> Tensor:
@@ -159,8 +171,7 @@ class JointFlow(Model):
     ) -> tuple[Tensor, Tensor]:
         levels = image.new_full((2, len(image)), image_level)
         levels[1] = label_level
-        with self._autocast(image):
-            return self.denoiser(image, label, levels[0], levels[1])
+        return self.denoiser(image, label, levels[0], levels[1])
 
     def _autocast(self, like: Tensor) -> torch.autocast:
         kind = like.device.type

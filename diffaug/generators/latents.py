@@ -57,4 +57,6 @@ def read_latent(path: Path) -> StoredLatent:
         raise DiffaugError(f"{path} holds no latent ({error}): {advice}") from error
     if latent.ndim != 5 or len(latent) != 1:
         raise DiffaugError(f"{path} holds a tensor of the shape {tuple(latent.shape)}: {advice}")
+    if broken := latent.numel() - int(latent.isfinite().sum()):
+        raise DiffaugError(f"{path} holds {broken} numbers that are NaN or infinite: {advice}")
     return StoredLatent(path, latent, metadata.get("generator"), metadata.get("weights_hash"))

@@ -5,14 +5,14 @@ Latents are `(B, Z, d, h, w)`: depth, height, width, continuous, with the codebo
 They are quantised only when they are decoded.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from diffaug.generators.diffusion import (
+    CLEAN,
     SAMPLERS,
     CosineSchedule,
     Projection,
@@ -21,7 +21,7 @@ from diffaug.generators.diffusion import (
     visited_steps,
 )
 from diffaug.generators.factorised_unet import FactorisedUNet
-from diffaug.generators.hardware import has_bfloat16
+from diffaug.generators.hardware import exact_float32, has_bfloat16, mixed_precision
 from diffaug.generators.model import Model, Sampling, latent_mask
 from diffaug.generators.networks import MedicalDiffusionNetworks
 from diffaug.generators.seeds import CaseNoise
@@ -52,13 +52,13 @@ class MedicalDiffusion(Model):
     # -- autoencoder -----------------------------------------------------------------------------------------
 
     def encode_image(self, image: Tensor) -> Tensor:
-        with self._precision(image):
+        with self._precision(self.autoencoder, image):
             z = self.autoencoder.encode(self._to_network(image))
         return scale(z.float(), self.networks.latent_range)
 
     def decode_image(self, latent: Tensor) -> Tensor:
         z = unscale(latent, self.networks.latent_range)
-        with self._precision(latent):
+        with self._precision(self.autoencoder, latent):
             volume = self.autoencoder.decode(z, [self.networks.shape[axis] for axis in self.networks.axes])
         back = [2 + self.networks.axes.index(axis) for axis in range(3)]
         return volume.float().permute(0, 1, *back)
@@ -71,76 +71,65 @@ class MedicalDiffusion(Model):
 
     def sample(self, noise: CaseNoise, sampling: Sampling) -> tuple[Tensor, Tensor]:
         start = noise.draw(self.image_latent)
-        latent = self._make(start, self.schedule.steps - 1, None, noise, sampling)
+        latent = self._make(start, self._steps(sampling), None, noise, sampling)
         return latent, latent[:, :0]
 
     def vary(
         self, clean: Tensor, strength: float, condition: Tensor, noise: CaseNoise, sampling: Sampling
     ) -> Tensor:
-        step = max(1, round(strength * self.schedule.steps)) - 1
-        x = self.schedule.add_noise(clean, noise.draw(self.image_latent), step)
-        return self._make(x, step, None, noise, sampling)
+        steps = self._steps(sampling, max(1, round(strength * self.schedule.steps)) - 1)
+        x = self.schedule.add_noise(clean, noise.draw(self.image_latent), steps[0])
+        return self._make(x, steps, None, noise, sampling)
 
     def inpaint(
         self, image: Tensor, mask: Tensor, condition: Tensor, noise: CaseNoise, sampling: Sampling
     ) -> Tensor:
         """Where the denoiser is given the masked image and the mask it decides; otherwise the trajectory
         follows the noised latent of the image outside the mask."""
-        start = noise.draw(self.image_latent)
-        last = self.schedule.steps - 1
+        start, steps = noise.draw(self.image_latent), self._steps(sampling)
         network_mask = self.autoencoder.pad(self._to_network(mask.float()))
         if self.networks.masked:
             # 0 is the middle of the intensity range, as in DiffTumor's training.
             seen = self.encode_image(image * (1 - mask.float()))
             # Nearest neighbour, -1 outside and 1 inside.
             region = nn.functional.interpolate(2 * network_mask - 1, size=self.networks.latent_shape)
-            return self._make(start, last, torch.cat([seen, region], dim=1), noise, sampling)
+            return self._make(start, steps, torch.cat([seen, region], dim=1), noise, sampling)
         clean = self.encode_image(image)
         region = latent_mask(network_mask, self.networks.autoencoder.downsampling)
         project = keep_outside(self.schedule, clean, start, region)
-        return self._make(start, last, None, noise, sampling, project)
+        # Once more, for steps that end before the data are clean.
+        return project(self._make(start, steps, None, noise, sampling, project), CLEAN)
+
+    def _steps(self, sampling: Sampling, start: int | None = None) -> list[int]:
+        """The steps that a sampler visits from `start` (default: the last) down; in proportion fewer."""
+        share = 1.0 if start is None else (start + 1) / self.schedule.steps
+        spread = visited_steps if self.networks.clip else inner_steps
+        return spread(self.schedule, max(1, round(sampling.steps * share)), start)
 
     def _make(
         self,
         x: Tensor,
-        step: int,
+        steps: list[int],
         condition: Tensor | None,
         noise: CaseNoise,
         sampling: Sampling,
         project: Projection | None = None,
     ) -> Tensor:
-        """A latent from the noise of `step` down; the number of sampler steps shrinks with it."""
-        count = max(1, round(sampling.steps * (step + 1) / self.schedule.steps))
-        spread = visited_steps if self.networks.clip or sampling.sampler == "ancestral" else inner_steps
+        """A latent, from `x` at the first of `steps`."""
 
         def denoise(x: Tensor, step: int) -> Tensor:
             seen = x if condition is None else torch.cat([x, condition], dim=1)
-            with self._precision(x):
-                return self.denoiser(seen, torch.full((len(x),), step, device=x.device))
+            return self.denoiser(seen, torch.full((len(x),), step, device=x.device))
 
-        return SAMPLERS[sampling.sampler](
-            denoise,
-            x,
-            self.schedule,
-            spread(self.schedule, count, step),
-            noise,
-            clip=self.networks.clip,
-            project=project,
-        )
+        sampler = SAMPLERS[sampling.sampler]
+        with self._precision(self.denoiser, x):
+            return sampler(denoise, x, self.schedule, steps, noise, clip=self.networks.clip, project=project)
 
-    @contextmanager
-    def _precision(self, like: Tensor) -> Iterator[None]:
-        """bfloat16 where the networks were trained so; else true float32, on GPUs too, whose convolutions
-        would round to 10 bits (TF32) by default."""
-        kind = like.device.type
-        mixed = self.networks.bfloat16 and has_bfloat16(like.device)
-        tf32 = torch.backends.cudnn.allow_tf32
-        torch.backends.cudnn.allow_tf32 = tf32 and self.networks.bfloat16
-        try:
-            with torch.autocast(kind, dtype=torch.bfloat16, enabled=mixed):
-                yield
-        finally:
-            torch.backends.cudnn.allow_tf32 = tf32
+    def _precision(self, network: nn.Module, like: Tensor) -> AbstractContextManager[None]:
+        """bfloat16 where the networks were trained so and the hardware has it; else true float32."""
+        if self.networks.bfloat16:
+            return mixed_precision(network, like.device, has_bfloat16(like.device))
+        return exact_float32()
 
 
 def scale(z: Tensor, latent_range: tuple[float, float]) -> Tensor:

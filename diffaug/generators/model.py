@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffaug.errors import CardError
+from diffaug.errors import CardError, VerbError
 from diffaug.files import atomic_path
 from diffaug.generators.seeds import CaseNoise
 
@@ -33,8 +33,8 @@ class Sampling:
 class Model(nn.Module, ABC):
     """Networks of one architecture and the verbs in latent space.
 
-    A model has the verbs that its card names; the others are never called. A label is given as its latent
-    `condition`, without channels where there is none.
+    A model overrides the verbs that its networks have; the others raise a VerbError. A label is given as its
+    latent `condition`, without channels where there is none.
     """
 
     files: ClassVar[dict[str, str]]
@@ -65,11 +65,11 @@ class Model(nn.Module, ABC):
 
     def sample(self, noise: CaseNoise, sampling: Sampling) -> tuple[Tensor, Tensor]:
         """Latents of images and of label maps, from nothing."""
-        raise NotImplementedError
+        raise self._cannot("sample")
 
     def paint(self, condition: Tensor, noise: CaseNoise, sampling: Sampling) -> Tensor:
         """The latent of an image that shows a label."""
-        raise NotImplementedError
+        raise self._cannot("paint")
 
     def vary(
         self, clean: Tensor, strength: float, condition: Tensor, noise: CaseNoise, sampling: Sampling
@@ -79,17 +79,20 @@ class Model(nn.Module, ABC):
         Args:
             strength: noise level in (0, 1] to begin from. The number of steps shrinks in proportion.
         """
-        raise NotImplementedError
+        raise self._cannot("vary")
 
     def inpaint(
         self, image: Tensor, mask: Tensor, condition: Tensor, noise: CaseNoise, sampling: Sampling
     ) -> Tensor:
         """The latent of a volume whose voxels in `mask` `(B, 1, I, J, K)` are made anew, given the rest."""
-        raise NotImplementedError
+        raise self._cannot("inpaint")
 
     def segment(self, latent: Tensor, noise: CaseNoise, sampling: Sampling) -> Tensor:
         """The latent of the label map of an image."""
-        raise NotImplementedError
+        raise self._cannot("segment")
+
+    def _cannot(self, verb: str) -> VerbError:
+        return VerbError(f"the networks of {type(self).__name__} cannot {verb}")
 
     # -- files -----------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The architectures: sizes of their networks, which verbs and samplers they have, and how a model is made."""
 
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -9,7 +9,8 @@ from diffaug.generators.denoiser import DenoiserConfig
 from diffaug.generators.factorised_unet import UNetConfig
 from diffaug.generators.vqgan import VQGANConfig
 
-VERBS = ("sample", "paint", "vary", "inpaint", "segment", "encode", "decode")
+Verb = Literal["sample", "paint", "vary", "inpaint", "segment", "encode", "decode"]
+VERBS: tuple[Verb, ...] = get_args(Verb)
 
 
 class JointFlowNetworks(BaseModel):
@@ -17,8 +18,6 @@ class JointFlowNetworks(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     architecture: ClassVar[str] = "joint-flow"
-    samplers: ClassVar[tuple[str, ...]] = ("euler", "heun", "adams-bashforth")
-
     image_autoencoder: AutoencoderConfig
     label_autoencoder: AutoencoderConfig | None
     denoiser: DenoiserConfig
@@ -60,6 +59,11 @@ class JointFlowNetworks(BaseModel):
         return i, j, k
 
     @property
+    def samplers(self) -> tuple[str, ...]:
+        """The samplers that there are, the usual one first."""
+        return "adams-bashforth", "euler", "heun"
+
+    @property
     def verbs(self) -> frozenset[str]:
         """What these networks can do."""
         return frozenset(VERBS if self.label_autoencoder else set(VERBS) - {"paint", "segment"})
@@ -69,9 +73,9 @@ class JointFlowNetworks(BaseModel):
         """The most sampler steps there can be; None for any number."""
         return None
 
-    def steps_of(self, sampler: str, default: int) -> int:
-        """Steps of a sampler that is not the card's own, whose steps are `default`."""
-        return default
+    def steps_of(self, sampler: str) -> int | None:
+        """Usual steps of a sampler; None where they are those of any other."""
+        return None
 
 
 class MedicalDiffusionNetworks(BaseModel):
@@ -83,8 +87,6 @@ class MedicalDiffusionNetworks(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     architecture: ClassVar[str] = "medical-diffusion"
-    samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim", "dpm-solver++")
-
     autoencoder: VQGANConfig
     denoiser: UNetConfig
     shape: tuple[int, int, int] = Field(description="of the volumes, in the grid's axes")
@@ -130,6 +132,12 @@ class MedicalDiffusionNetworks(BaseModel):
         return self.denoiser.channels > self.autoencoder.latent_channels
 
     @property
+    def samplers(self) -> tuple[str, ...]:
+        """The samplers that there are, the usual one first; ancestral sampling begins at the last step, from
+        which there is no way without clipping."""
+        return ("ancestral", "ddim", "dpm-solver++") if self.clip else ("ddim", "dpm-solver++")
+
+    @property
     def verbs(self) -> frozenset[str]:
         """What these networks can do."""
         return frozenset({"inpaint", "encode", "decode"} | (set() if self.masked else {"sample", "vary"}))
@@ -139,7 +147,7 @@ class MedicalDiffusionNetworks(BaseModel):
         """The most sampler steps there can be."""
         return self.steps
 
-    def steps_of(self, sampler: str, default: int) -> int:
+    def steps_of(self, sampler: str) -> int:
         """All steps for ancestral sampling, 50 for DDIM, 20 for DPM-Solver++."""
         return min(self.steps, {"ancestral": self.steps, "ddim": 50, "dpm-solver++": 20}[sampler])
 

@@ -38,9 +38,6 @@ class CaseNoise:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._device = device
 
-    def __len__(self) -> int:
-        return len(self._generators)
-
     def draw(self, shape: Sequence[int]) -> Tensor:
         """The next noise `(cases, *shape)`; row b depends on seed b, and on the shapes drawn, alone."""
         rows = [torch.randn(tuple(shape), generator=generator) for generator in self._generators]

@@ -12,9 +12,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from diffaug.generators.blocks import Float32GroupNorm
+
 PaddingMode = Literal["replicate", "constant", "reflect", "circular"]
-# Bytes that the distances between latents and codes may take at a time. All 16384 codes against a 32^3 latent
-# would be 2.1 GB at once, and the one-hot matrix of the textbook formulation another 6.4 GB.
+# Bytes that the distances between latents and codes may take. All 16384 codes against a 32^3 latent would be
+# 2.1 GB at once, and the one-hot matrix of the textbook formulation another 6.4 GB.
 DISTANCE_BYTES = 64 * 2**20
 
 
@@ -108,15 +110,9 @@ class SamePadConvTranspose3d(nn.Module):
         return self.convt(nn.functional.pad(x, self.amounts, mode="replicate"))
 
 
-class Normalize(nn.GroupNorm):
-    """Group norm, computed in float32 whatever the precision around it."""
-
-    def __init__(self, groups: int, channels: int) -> None:
-        super().__init__(groups, channels, eps=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float()).to(x.dtype)
+def normalise(groups: int, channels: int) -> nn.Module:
+    """The networks' norm."""
+    return Float32GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):
@@ -124,9 +120,9 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = Normalize(groups, channels)
+        self.norm1 = normalise(groups, channels)
         self.conv1 = SamePadConv3d(channels, channels, 3)
-        self.norm2 = Normalize(groups, channels)
+        self.norm2 = normalise(groups, channels)
         self.conv2 = SamePadConv3d(channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -172,7 +168,7 @@ class Encoder(nn.Module):
             self.conv_blocks.append(EncoderStage(inputs, outputs, stride, config.groups, config.padding))
         self.conv_first = SamePadConv3d(config.channels, config.hidden, 3, padding=config.padding)
         self.final_block = nn.Sequential(
-            Normalize(config.groups, config.hidden * 2**config.stages), nn.SiLU()
+            normalise(config.groups, config.hidden * 2**config.stages), nn.SiLU()
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,7 +184,7 @@ class Decoder(nn.Module):
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         widest = config.hidden * 2**config.stages
-        self.final_block = nn.Sequential(Normalize(config.groups, widest), nn.SiLU())
+        self.final_block = nn.Sequential(normalise(config.groups, widest), nn.SiLU())
         self.conv_blocks = nn.ModuleList()
         inputs = widest
         for stage, stride in enumerate(config.strides):
@@ -235,7 +231,7 @@ class Codebook(nn.Module):
         rows = max(1, DISTANCE_BYTES // (4 * len(codes)))
         with torch.autocast(z.device.type, enabled=False):
             # |z|^2 is the same for all codes and does not decide.
-            found = [(squares - 2 * part @ codes.T).argmin(dim=1) for part in flat.split(rows)]
+            found = [torch.addmm(squares, part, codes.T, alpha=-2).argmin(dim=1) for part in flat.split(rows)]
         return torch.cat(found).view(z.shape[0], *z.shape[2:])
 
     def look_up(self, indices: Tensor) -> Tensor:
@@ -246,16 +242,18 @@ class Codebook(nn.Module):
         """Each latent `(B, Z, d, h, w)` replaced by the code nearest to it."""
         return self.look_up(self.nearest(z))
 
-    def range(self, live_only: bool) -> tuple[float, float]:
-        """Smallest and largest number in the codebook; `live_only` leaves out codes with a running count
-        below 1.
+    @property
+    def live(self) -> Tensor:
+        """Which codes training uses, bool `(K,)`: those with a running count of 1 or more. It overwrites the
+        others by latents of the last batch."""
+        return self.N >= 1
 
-        Training overwrites dead codes with latents of the last batch, so that with them the range depends on
-        chance; the authors' own latent scale includes them.
-        """
+    def range(self, live_only: bool) -> tuple[float, float]:
+        """Smallest and largest number in the codebook; `live_only` leaves out dead codes, with which it
+        depends on chance. The authors' own latent scale includes them."""
         chosen = self.embeddings
-        if live_only and bool((live := self.N >= 1).any()):
-            chosen = chosen[live]
+        if live_only and bool(self.live.any()):
+            chosen = chosen[self.live]
         return float(chosen.min()), float(chosen.max())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

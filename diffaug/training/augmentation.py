@@ -1,12 +1,16 @@
 """Augmentation that respects anatomy: small rigid moves and scalings, mild gamma; mirrors only where the
 user says so."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
+
+from diffaug.generators.grid import Outside
 
 
 class AugmentationConfig(BaseModel):
@@ -30,6 +34,17 @@ class AugmentationConfig(BaseModel):
         """Voxels of context beyond the grid that keep most of the moved volume real rather than mirrored."""
         return 4
 
+    def reach(self, shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, int, int]:
+        """Voxels beyond a grid, on each axis, that the largest moves bring into it."""
+        half = (np.array(shape) - 1) / 2
+        corners = np.array(list(product((-1, 1), repeat=3))) * half * np.exp(self.scaling + self.stretching)
+        moved = [
+            abs(corners @ _in_voxels(rotation_matrix(np.array(signs) * self.rotation), spacing).T).max(axis=0)
+            for signs in product((-1, 1), repeat=3)
+        ]
+        i, j, k = np.ceil(np.max(moved, axis=0) - half + self.shift).astype(int).tolist()
+        return i, j, k
+
 
 def rotation_matrix(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rotation about the first, second and third axis in turn."""
@@ -40,12 +55,21 @@ def rotation_matrix(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
     return third @ second @ first
 
 
+def _in_voxels(matrix: NDArray[np.float64], spacing: Sequence[float]) -> NDArray[np.float64]:
+    """A rotation in mm, of voxel indices: by voxels it would shear a body whose voxels are no cubes."""
+    sizes = np.array(spacing)
+    return matrix * sizes / sizes[:, None]
+
+
 class Augmenter:
     """Draws moved and recoloured grid volumes from canvases (grid plus margin, network units).
 
     Images are interpolated by cubic splines: linear interpolation would blur two thirds of the training
     volumes and the generator would learn that blur. So are the shares of each label, of which the largest
     wins: linear ones round corners off and lose 0.9 % of a hippocampus, cubic ones 0.2 %.
+
+    Args:
+        outside: what lies beyond a canvas: its mirror image, or background (-1).
     """
 
     def __init__(
@@ -53,11 +77,13 @@ class Augmenter:
         config: AugmentationConfig,
         shape: tuple[int, int, int],
         spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        outside: Outside = "mirror",
         threads: int = 2,
     ) -> None:
         self.config = config
         self.shape = shape
-        self.spacing = np.array(spacing)
+        self.spacing = spacing
+        self.mode = "mirror" if outside == "mirror" else "constant"
         self.pool = ThreadPoolExecutor(threads)
 
     def draw(
@@ -66,9 +92,7 @@ class Augmenter:
         """One augmented case: image `(C, *canvas)` in [-clip, clip], label indices `(*canvas)`; to the
         grid's shape."""
         config, rng = self.config, np.random.default_rng(seed)
-        matrix = rotation_matrix(rng.uniform(-1, 1, 3) * config.rotation)
-        # In mm: by voxels, a rotation would shear a body whose voxels are no cubes.
-        matrix = matrix * self.spacing / self.spacing[:, None]
+        matrix = _in_voxels(rotation_matrix(rng.uniform(-1, 1, 3) * config.rotation), self.spacing)
         scales = np.exp(rng.uniform(-1, 1) * config.scaling + rng.uniform(-1, 1, 3) * config.stretching)
         mirrors = np.array(
             [-1.0 if a in config.mirror_axes and rng.random() < 0.5 else 1.0 for a in range(3)]
@@ -79,9 +103,14 @@ class Augmenter:
         gamma = np.exp(rng.uniform(-1, 1) * config.gamma)
 
         moved = np.stack(
-            [ndimage.affine_transform(c, matrix, offset, self.shape, order=3, mode="mirror") for c in image]
+            [
+                ndimage.affine_transform(c, matrix, offset, self.shape, order=3, mode=self.mode, cval=-1.0)
+                for c in image
+            ]
         )
-        moved = np.clip(moved, image.min(), image.max())
+        # Splines overshoot.
+        lowest = image.min() if self.mode == "mirror" else min(image.min(), -1.0)
+        moved = np.clip(moved, lowest, image.max())
         base = np.clip((moved + 1) / 2, 0, None) ** gamma * 2 - 1
         moved = np.where(moved > -1, base, moved).astype(np.float32)
         if label is None:

@@ -19,7 +19,7 @@ class AugmentedBatches:
     def __init__(self, plan: PlanBase, canvases: Canvases, batch: int, rank: int, ranks: int) -> None:
         self.plan, self.canvases, self.batch = plan, canvases, batch
         self.rank, self.ranks = rank, ranks
-        self.augmenter = Augmenter(plan.augmentation, plan.grid.shape, plan.grid.spacing)
+        self.augmenter = Augmenter(plan.augmentation, plan.grid.shape, plan.grid.spacing, plan.grid.outside)
         self.pool = ThreadPoolExecutor(1)
         self.ahead: tuple[int, Future[Batch]] | None = None
 

@@ -1,19 +1,27 @@
 """The training cases as canvases: grid plus margin, in network units, on disk and memory-mapped."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from diffaug.datasets.volumes import CaseFiles, load_case
-from diffaug.files import atomic_path
+from diffaug.errors import DiffaugError
+from diffaug.files import atomic_paths
 from diffaug.generators.grid import Grid, place
 from diffaug.generators.intensity import fit_intensity_map
 from diffaug.generators.labels import Vocabulary
 from diffaug.progress import Progress
 from diffaug.training.plan import PlanBase
+
+# Cases that an evaluation during training takes at most: it runs the denoiser a hundred times for them.
+EVALUATED = 20
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,10 @@ class Canvases:
         label = np.asarray(self.labels[index]) if self.labelled[index] else None
         return np.asarray(self.images[index], dtype=np.float32), label
 
+    def evaluated(self) -> list[int]:
+        """The cases that a training is evaluated on as it goes: all, or 20 of them evenly spread."""
+        return [n * len(self) // min(len(self), EVALUATED) for n in range(min(len(self), EVALUATED))]
+
     def on_grid(
         self, index: int, shape: tuple[int, int, int]
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
@@ -44,34 +56,31 @@ class Canvases:
         return np.asarray(image, dtype=np.float32), np.asarray(label)
 
 
+def check_extents(plan: PlanBase, cases: Sequence[CaseFiles]) -> None:
+    """Raise a DiffaugError that names every case without a label map whose scan is so much larger than the
+    plan's grid that the place of the grid in it would have to be said. Reads headers only."""
+    grid, found = canvas_grid(plan), []
+    for case in cases:
+        if case.label is None:
+            header: Any = nib.load(case.images[0])
+            try:
+                place(grid, header.shape[:3], header.affine)
+            except DiffaugError as error:
+                found.append(f"  {case.images[0]}: {error}")
+    if found:
+        raise DiffaugError(
+            f"{len(found)} scan(s) are too large for the plan's grid: crop them, or give label maps, around "
+            "which the grid is laid\n" + "\n".join(found)
+        )
+
+
 def make_canvases(plan: PlanBase, cases: tuple[CaseFiles, ...], folder: Path, progress: Progress) -> Canvases:
     """Bring all cases onto the plan's grid plus margin and keep them under `folder`; reuse what is there."""
-    grid = canvas_grid(plan)
-    vocabulary = Vocabulary(plan.labels)
     names = tuple(c.name for c in cases)
     files = {part: folder / f"{part}.npy" for part in ("images", "labels", "labelled")}
     if not all(file.exists() for file in files.values()):
-        images = np.zeros((len(cases), len(plan.channels), *grid.shape), np.float16)
-        labels = np.zeros((len(cases), *grid.shape), np.uint8)
-        labelled = np.zeros(len(cases), bool)
-        with progress.task("reading cases", total=len(cases)) as task:
-            for n, case in enumerate(cases):
-                loaded = load_case(case)
-                image = torch.from_numpy(loaded.image)
-                label = None if loaded.label is None else torch.from_numpy(loaded.label)
-                placement = place(
-                    grid, image.shape[1:], loaded.affine, foreground=None if label is None else label[0] > 0
-                )
-                normalised = fit_intensity_map(image, plan.intensity).normalise(image)
-                images[n] = placement.image_to_grid(normalised[None])[0].numpy()
-                if label is not None and plan.labels:
-                    one_hot = vocabulary.one_hot(label[None])
-                    labels[n] = placement.label_to_grid(one_hot)[0].argmax(dim=0).numpy()
-                    labelled[n] = True
-                task.advance()
-        for part, array in (("images", images), ("labels", labels), ("labelled", labelled)):
-            with atomic_path(files[part]) as temporary:
-                np.save(temporary, array)
+        with atomic_paths(list(files.values())) as temporaries:
+            _write_canvases(plan, cases, temporaries, progress)
     return Canvases(
         np.load(files["images"], mmap_mode="r"),
         np.load(files["labels"], mmap_mode="r"),
@@ -80,8 +89,44 @@ def make_canvases(plan: PlanBase, cases: tuple[CaseFiles, ...], folder: Path, pr
     )
 
 
+def _write_canvases(
+    plan: PlanBase, cases: tuple[CaseFiles, ...], paths: list[Path], progress: Progress
+) -> None:
+    """Fill the files of images, labels and of who has a label, a case at a time: they may be larger than
+    memory."""
+    grid, vocabulary = canvas_grid(plan), Vocabulary(plan.labels)
+    shape = len(cases), len(plan.channels), *grid.shape
+    images = open_memmap(paths[0], mode="w+", dtype=np.float16, shape=shape)
+    labels = open_memmap(paths[1], mode="w+", dtype=np.uint8, shape=(len(cases), *grid.shape))
+    labelled = np.zeros(len(cases), bool)
+    with progress.task("reading cases", total=len(cases)) as task:
+        for n, case in enumerate(cases):
+            loaded = load_case(case)
+            image = torch.from_numpy(loaded.image)
+            label = None if loaded.label is None else torch.from_numpy(loaded.label)
+            foreground = None if label is None else label[0] > 0
+            try:
+                placement = place(grid, image.shape[1:], loaded.affine, foreground=foreground)
+            except DiffaugError as error:
+                raise DiffaugError(f"{case.images[0]}: {error}") from error
+            normalised = fit_intensity_map(image, plan.intensity).normalise(image)
+            images[n] = placement.image_to_grid(normalised[None])[0].numpy()
+            if label is not None and plan.labels:
+                one_hot = vocabulary.one_hot(label[None])
+                labels[n] = placement.label_to_grid(one_hot)[0].argmax(dim=0).numpy()
+                labelled[n] = True
+            task.advance()
+    images.flush()
+    labels.flush()
+    np.save(paths[2], labelled)
+
+
 def canvas_grid(plan: PlanBase) -> Grid:
-    """The plan's grid with the augmentation's margin on every side."""
-    margin = plan.augmentation.margin
-    i, j, k = (n + 2 * margin for n in plan.grid.shape)
-    return Grid(plan.grid.orientation, plan.grid.spacing, (i, j, k), plan.grid.outside)
+    """The plan's grid with the augmentation's margin on every side: a small one where what lies beyond is the
+    mirror image, all that it can reach where that would be background."""
+    grid, augmentation = plan.grid, plan.augmentation
+    margins = (augmentation.margin,) * 3
+    if grid.outside == "background":
+        margins = augmentation.reach(grid.shape, grid.spacing)
+    i, j, k = (n + 2 * margin for n, margin in zip(grid.shape, margins, strict=True))
+    return Grid(grid.orientation, grid.spacing, (i, j, k), grid.outside)

@@ -38,7 +38,7 @@ def cache_latents(
     files = [folder / f"round_{r:03d}.safetensors" for r in range(rounds)]
     missing = [r for r in range(rounds) if not files[r].exists()]
     if missing and accelerator.is_main_process:
-        augmenter = Augmenter(plan.augmentation, plan.grid.shape, plan.grid.spacing)
+        augmenter = Augmenter(plan.augmentation, plan.grid.shape, plan.grid.spacing, plan.grid.outside)
         with progress.task("latent cache", total=rounds, completed=rounds - len(missing)) as task:
             for r in missing:
                 parts = []

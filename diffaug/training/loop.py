@@ -13,32 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffaug.errors import DiffaugError
 from diffaug.files import atomic_path
-from diffaug.generators.hardware import has_bfloat16
 from diffaug.progress import Progress
 
 History = list[dict[str, float]]
-
-
-def make_accelerator(device: str | None = None) -> Accelerator:
-    """Accelerate's engine: the GPU where there is one, bfloat16 where the hardware has it, DDP under
-    torchrun.
-
-    `device` "cpu" trains on the CPU whatever there is; other devices are chosen by accelerate's own rules.
-    """
-    cpu = device == "cpu"
-    found = PartialState(cpu=cpu).device
-    try:
-        asked = found if device is None else torch.device(device)
-    except RuntimeError as error:
-        raise DiffaugError(f"cannot use the device {device}: {error}") from error
-    if asked.type != found.type:
-        raise DiffaugError(f"device {device!r} was asked for, but accelerate found {found}")
-    return Accelerator(cpu=cpu, mixed_precision="bf16" if has_bfloat16(found) else "no")
 
 
 def learning_rate_factor(step: int, steps: int, decay_fraction: float) -> float:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -25,6 +25,7 @@ class Request:
             and now.
         init: the generator to start from: its grid, intensity convention and networks are kept.
         perceptual: SHA-256 of the files with a perceptual loss's weights, where the architecture has one.
+        mirror_axes: grid axes that are mirrored; None for the preset's, or none.
         preset: name of a recipe that fixes grid, intensity and networks, where the architecture has some.
     """
 
@@ -33,20 +34,23 @@ class Request:
     channels: tuple[str, ...]
     labels: dict[int, str]
     budget: float
-    mirror_axes: tuple[int, ...]
+    mirror_axes: tuple[int, ...] | None
     seed: int
     init: Generator | None = None
     preset: str | None = None
     perceptual: tuple[str, ...] = ()
 
 
-def plan_grid(fingerprint: Fingerprint, multiple: tuple[int, ...]) -> GridPlan:
-    """Median spacing; a shape that holds every label with 2 voxels around it, and of the image around it as
-    much as half the labels' size again, rounded up to the networks' `multiple`."""
-    spacing = [round(s, 4) for s in fingerprint.spacing_median]
+def plan_grid(
+    fingerprint: Fingerprint, multiple: tuple[int, ...], spacing: Sequence[float] | None = None
+) -> GridPlan:
+    """Median spacing, or the one given (mm); a shape that holds every label with 2 voxels around it, and of
+    the image around it as much as half the labels' size again, rounded up to the networks' `multiple`."""
+    median = fingerprint.spacing_median
+    spacing = [round(s, 4) for s in (spacing or median)]
     shape = []
     for axis in range(3):
-        wanted = float(fingerprint.shape_median[axis])
+        wanted = fingerprint.shape_median[axis] * (median[axis] / spacing[axis])
         if fingerprint.label_box_largest_mm is not None:
             box = fingerprint.label_box_largest_mm[axis] / spacing[axis]
             wanted = max(box + 4, min(wanted, 1.5 * box))
@@ -78,11 +82,17 @@ def seconds_of(step: Callable[[], None], device: torch.device) -> float:
     return best
 
 
-def available_memory(device: torch.device) -> float:
-    """Bytes of memory that training may count on."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    return float(psutil.virtual_memory().available)
+def available_memory(accelerator: Accelerator) -> float:
+    """Bytes of memory that a process of the training may count on."""
+    if accelerator.device.type == "cuda":
+        return float(torch.cuda.mem_get_info(accelerator.device)[0])
+    return float(psutil.virtual_memory().available) / accelerator.num_processes
+
+
+def shared_evenly(cases: int, affordable: int, processes: int) -> int:
+    """A batch of about `cases`, of which each process has as many: at least one, and no more than it can
+    afford."""
+    return processes * max(1, min(round(cases / processes), affordable))
 
 
 def too_small(request: Request, accelerator: Accelerator, **seconds: float) -> DiffaugError:

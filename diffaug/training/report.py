@@ -17,6 +17,8 @@ from diffaug.training.trained import Trained
 
 # Validation cases that the figures of the verbs are measured on, at most.
 MEASURED_CASES = 20
+# Cases of the montage.
+SAMPLED_CASES = 4
 
 
 def validation_report(
@@ -33,7 +35,10 @@ def validation_report(
     real cases, their reconstructions and images painted from their labels beside the sampled ones.
     """
     draw_curves(trained.histories, folder / "curves.png")
-    figures: dict[str, Any] = {"measured_on": f"{len(validation)} validation cases", **trained.figures}
+    figures: dict[str, Any] = {
+        "measured_on": f"{trained.evaluated} validation cases",
+        **trained.figures,
+    }
     cases = [case for case in validation if case.label is not None or not generator.knows_labels][
         :MEASURED_CASES
     ]
@@ -67,9 +72,12 @@ def validation_report(
             task.advance()
     if agreement:
         figures["segment_dice"] = round(float(np.mean(agreement)), 4)
-    sample = generator.sample(4)
-    known = generator.knows_labels
-    sampled = [("sampled", i, l if known else None) for i, l in zip(sample.image, sample.label, strict=True)]
+    sampled: list[tuple[str, Tensor, Tensor | None]] = []
+    with progress.task("sampling", total=SAMPLED_CASES) as task:
+        for seed in range(SAMPLED_CASES):
+            made = generator.sample(1, seed=seed)
+            sampled.append(("sampled", made.image[0], made.label[0] if generator.knows_labels else None))
+            task.advance()
     for rows, path in ((sampled, folder / "montage.png"), (shown + sampled[:3], private / "montage.png")):
         montage(
             [image.numpy() for _, image, _ in rows],

@@ -15,7 +15,8 @@ class Trained:
 
     Attributes:
         networks: for the card.
-        histories: stage -> figures over the steps; "autoencoders" and "denoiser".
+        histories: stage -> figures over the steps; the last stage is the "denoiser".
+        evaluated: number of validation cases that the figures are of.
         figures: of the last evaluation, for the card.
         defaults: of the verbs, for the card.
     """
@@ -23,5 +24,6 @@ class Trained:
     networks: Networks
     model: Model
     histories: dict[str, History]
+    evaluated: int
     figures: dict[str, Any]
     defaults: Defaults = field(default_factory=Defaults)

@@ -116,10 +116,10 @@ def make_parameters(
     """The parameters of one variation, with the card's defaults for what is None.
 
     Raises:
-        CardError, DiffaugError: see `resolve` and `Generator.sampling`.
+        CardError, DiffaugError: see `resolve` and `Card.sampling`.
     """
     loaded = resolve(generator, weights_hash)
-    sampling = loaded.sampling("vary", steps, guidance, sampler)
+    sampling = loaded.card.sampling("vary", steps, guidance, sampler)
     return {
         "generator": reference(generator),
         "weights_hash": loaded.weights_hash,

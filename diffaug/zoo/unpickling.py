@@ -64,15 +64,21 @@ def read_checkpoint(path: Path) -> dict[Any, Any]:
     return content
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, _Inert):
-        # Containers keep what they hold in `_content`, leaves in `_val`.
-        return _plain(vars(value).get("_content", vars(value).get("_val")))
-    return None if value is _Inert else value
+def _plain(value: Any, done: dict[int, Any] | None = None) -> Any:
+    """Containers and stand-ins as dicts and lists; what occurs more than once is converted once, since
+    nested references can name an object 2^n times."""
+    done = {} if done is None else done
+    if id(value) not in done:
+        if isinstance(value, dict):
+            done[id(value)] = {key: _plain(item, done) for key, item in value.items()}
+        elif isinstance(value, (list, tuple)):
+            done[id(value)] = [_plain(item, done) for item in value]
+        elif isinstance(value, _Inert):
+            # Containers keep what they hold in `_content`, leaves in `_val`.
+            done[id(value)] = _plain(vars(value).get("_content", vars(value).get("_val")), done)
+        else:
+            return None if value is _Inert else value
+    return done[id(value)]
 
 
 def _reason(error: Exception) -> str:

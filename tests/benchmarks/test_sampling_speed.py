@@ -179,6 +179,12 @@ def test_tables_say_whether_targets_are_met_and_the_machine_was_idle(modules: di
     assert "not idle" in report.table(cells)[0]
 
 
+def test_the_readme_shows_the_committed_cells(modules: dict[str, ModuleType]) -> None:
+    begin, end = modules["report"].MARKS
+    block = (BENCHMARK / "README.md").read_text().split(begin)[1].split(end)[0].strip()
+    assert block == (BENCHMARK / "results" / "table.md").read_text().strip()
+
+
 def test_the_readme_keeps_what_surrounds_the_table(modules: dict[str, ModuleType], tmp_path: Path) -> None:
     report = modules["report"]
     begin, end = report.MARKS

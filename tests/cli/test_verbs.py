@@ -313,6 +313,27 @@ def test_medical_diffusion_has_the_same_commands(medical: Path, image: Path, out
     assert np.array_equal(stored(out)[kept], stored(image)[kept])
     assert not np.array_equal(stored(out), stored(image))
 
+    latent = out.with_name("latent.safetensors")
+    succeed("encode", medical, image, "-o", latent)
+    expected = generator.encode(tensor(image), affine)
+    assert torch.equal(load_file(latent)["latent"], expected)
+    succeed("decode", medical, latent, "-o", out, "--force")
+    assert np.array_equal(nib.load(out).dataobj, generator.decode(expected)[0, 0])
+
+
+def test_a_masked_denoiser_inpaints(
+    medical_generator: Callable[..., Generator], image: Path, tmp_path: Path, out: Path
+) -> None:
+    """As DiffTumor's; whatever is not 0 is mask, in any type."""
+    generator = medical_generator(masked=True)
+    generator.save(tmp_path / "masked")
+    region = blocks() == 2
+    mask = write(tmp_path / "mask.nii.gz", region * 0.25, dtype="float32")
+    succeed("inpaint", tmp_path / "masked", image, "--mask", mask, "-o", out, "--seed", 2)
+    made = generator.inpaint(tensor(image), tensor(mask) != 0, None, nib.load(image).affine, seed=2)
+    assert np.array_equal(stored(out), made[0, 0])
+    assert not np.array_equal(stored(out), stored(image))
+
 
 # -------- what stays in a file
 
@@ -605,6 +626,28 @@ def test_the_latent_of_another_generator_is_refused(
     succeed("decode", tmp_path / "other", latent, "-o", out)
 
 
+def test_a_latent_with_broken_numbers_is_refused(tiny: Path, image: Path, tmp_path: Path, out: Path) -> None:
+    latent = tmp_path / "latent.safetensors"
+    succeed("encode", tiny, image, "-o", latent)
+    broken = load_file(latent)
+    broken["latent"][0, 0, 0, 0, :2] = torch.nan
+    save_file(broken, latent)
+    assert f"{latent} holds 2 numbers that are NaN or infinite" in fail("decode", tiny, latent, "-o", out)
+
+
+def test_settings_are_refused_before_weights_are_read(
+    tiny: Path, image: Path, label: Path, tmp_path: Path, out: Path
+) -> None:
+    (spoilt := tmp_path / "spoilt").mkdir()
+    for file in tiny.iterdir():
+        (spoilt / file.name).write_bytes(file.read_bytes() if file.name == "card.json" else b"no weights")
+    command = ("vary", spoilt, image, "--label", label, "-o", out)
+    assert "has no sampler 'ddim'" in fail(*command, "--sampler", "ddim")
+    large = write(tmp_path / "large.nii.gz", np.tile(stored(image), (4, 4, 4)))
+    message = fail("vary", spoilt, large, "-o", out, "--allow-label-drift")
+    assert "give the object's label map" in message
+
+
 def test_force_replaces_and_an_error_leaves_what_was_there(
     tiny: Path, label: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -624,6 +667,16 @@ def test_force_replaces_and_an_error_leaves_what_was_there(
         patched.setattr("diffaug.datasets.layouts.compressed", full_disk)
         message = fail(*command, "--seed", 2, "--force")
     assert "label.nii.gz cannot be written: [Errno 28]" in message
+    assert {path: path.read_bytes() for path in out.parent.iterdir()} == before
+
+    def failing_sync(_: int) -> None:
+        calls.append(b"")
+        if len(calls) == 4:
+            raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("diffaug.files.os.fsync", failing_sync)
+        assert "cannot be written: [Errno 5]" in fail(*command, "--seed", 2, "--force")
     assert {path: path.read_bytes() for path in out.parent.iterdir()} == before
     succeed(*command, "--seed", 2, "--force")
     assert {path: path.read_bytes() for path in out.parent.iterdir()}.keys() == before.keys()

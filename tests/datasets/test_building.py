@@ -590,7 +590,11 @@ def test_other_names_of_copied_labels_are_other_settings(
         ),
         ({"allow_label_drift": True, "guidance": 2.0}, DiffaugError, "no labels that could guide it"),
         ({"allow_label_drift": True, "steps": 13}, DiffaugError, "at least 1 and at most 12, got 13"),
-        ({"allow_label_drift": True, "sampler": "heun"}, DiffaugError, "medical-diffusion has no sampler"),
+        (
+            {"allow_label_drift": True, "sampler": "heun"},
+            DiffaugError,
+            "has no sampler 'heun'; it has ancestral",
+        ),
         ({"verb": "paint"}, VerbError, "seed has no verb 'paint'"),
     ],
 )
@@ -925,7 +929,7 @@ def test_the_disk_is_checked_first(
         ({"seed": -1}, DiffaugError, "seed must be at least 0, got -1"),
         ({"steps": 0}, DiffaugError, "steps must be at least 1, got 0"),
         ({"guidance": -1.0}, DiffaugError, "guidance must be at least 0"),
-        ({"sampler": "ddim"}, DiffaugError, "joint-flow has no sampler 'ddim'; it has euler, heun"),
+        ({"sampler": "ddim"}, DiffaugError, "has no sampler 'ddim'; it has adams-bashforth, euler, heun"),
         ({"allow_label_drift": True}, LabelError, "allow_label_drift means nothing to 'sample'"),
         (
             {"verb": "vary", "source": "x", "allow_label_drift": True},

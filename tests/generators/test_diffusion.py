@@ -1,5 +1,6 @@
 """Schedule and samplers against published values, textbook formulas, and a target known in closed form."""
 
+from itertools import pairwise
 from math import sqrt
 
 import pytest
@@ -137,6 +138,22 @@ def test_visited_steps_begin_at_the_start_and_end_clean() -> None:
 
 def test_inner_steps_are_every_fourth_of_200() -> None:
     assert inner_steps(CosineSchedule(200), 50) == [*range(197, 0, -4), 0]
+
+
+@pytest.mark.parametrize(("total", "first"), [(4, 2), (12, 10), (200, 197), (300, 297), (1000, 992)])
+def test_inner_steps_begin_near_the_noise_whatever_their_number(total: int, first: int) -> None:
+    """Where the noise prediction's error counts at most 100 times, and no earlier."""
+    schedule = CosineSchedule(total)
+    assert schedule.alphas_cumprod[first] >= 1e-4 > schedule.alphas_cumprod[first + 1]
+    for count in {*range(1, min(total, 60)), total // 2, total}:
+        steps = inner_steps(schedule, count)
+        assert steps[0] == first
+        assert steps[-1] == 0
+        assert len(steps) == min(count, first) + 1
+        assert all(step > following for step, following in pairwise(steps))
+    assert inner_steps(schedule, total, start=0) == [0, CLEAN]
+    with pytest.raises(DiffaugError, match=f"between 1 and {total}"):
+        inner_steps(schedule, total + 1)
 
 
 def test_unclipped_ddim_from_the_inner_steps_stays_near_the_flow() -> None:

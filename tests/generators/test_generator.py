@@ -12,8 +12,9 @@ from torch import Tensor
 from diffaug.errors import DiffaugError, LabelError, VerbError
 from diffaug.generators.autoencoder import AutoencoderConfig
 from diffaug.generators.card import Card, CardGrid, Training
+from diffaug.generators.cases import fade_inside
 from diffaug.generators.denoiser import DenoiserConfig
-from diffaug.generators.generator import Generator, _fade_inside
+from diffaug.generators.generator import Generator
 from diffaug.generators.grid import place
 from diffaug.generators.intensity import IntensityConvention, fit_intensity_map
 from diffaug.generators.joint_flow import JointFlow
@@ -89,9 +90,11 @@ def unlabelled_generator() -> Generator:
     )
     model = JointFlow(networks)
     generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter[0].numel() ** -0.5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                fan_in = parameter[0].numel()
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
     return Generator(card, model)
 
 
@@ -584,7 +587,7 @@ def test_the_middle_of_a_thin_mask_is_all_new(
     mask = torch.zeros(1, *GRID, dtype=torch.bool)
     mask[..., slice(4, 12), slice(6, 18), slice(8, 8 + thickness)] = True
     placement = place(tiny_generator.grid, GRID, SAME)
-    weight = _fade_inside(mask, placement, placement.window())
+    weight = fade_inside(mask, placement, placement.window())
     assert weight[0, 8, 12, 8 : 8 + thickness].tolist() == pytest.approx(weights)
     assert not weight[~mask].any()
 

@@ -1,16 +1,20 @@
 """Medical Diffusion as a Generator: the latent scale, all samplers, SDEdit, both ways to inpaint."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffaug.errors import CardError, DiffaugError, LabelError, VerbError
 from diffaug.generators.diffusion import CosineSchedule
 from diffaug.generators.generator import Generator
+from diffaug.generators.hardware import exact_float32
 from diffaug.generators.medical_diffusion import scale, unscale
 from diffaug.generators.model import Sampling
 from diffaug.generators.seeds import CaseNoise
@@ -153,6 +157,14 @@ def test_a_masked_denoiser_sees_the_masked_image_and_the_mask(medical_generator:
     assert torch.equal(seen[1], seen[0])
 
 
+def test_a_model_says_which_verbs_its_networks_lack(medical_generator: Make) -> None:
+    model = medical_generator().model
+    latent, noise = torch.zeros(1, *model.image_latent), CaseNoise([0])
+    for verb in (model.paint, model.segment):
+        with pytest.raises(VerbError, match=f"networks of MedicalDiffusion cannot {verb.__name__}"):
+            verb(latent, noise, Sampling("ddim", 2))
+
+
 def test_a_masked_denoiser_only_inpaints(medical_generator: Make) -> None:
     generator = medical_generator(masked=True)
     assert generator.verbs == {"inpaint", "encode", "decode"}
@@ -164,8 +176,85 @@ def test_without_clipping_ddim_avoids_the_last_step(medical_generator: Make) -> 
     generator = medical_generator(masked=True, clip=False)
     steps = []
     generator.model.denoiser.register_forward_pre_hook(lambda _, inputs: steps.append(int(inputs[1][0])))
-    generator.inpaint(volumes(), cuboid(), None, AFFINE, sampler="ddim", steps=4)
-    assert steps == [10, 7, 4, 1]
+    generator.inpaint(volumes(), cuboid(), None, AFFINE, sampler="ddim", steps=3)
+    assert steps == [10, 6, 1]
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("strength", [0.3, 0.5, 1.0])
+def test_vary_takes_up_the_trajectory_where_it_was_noised_to(
+    medical_generator: Make, clip: bool, strength: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = medical_generator(clip=clip)
+    called, noised = [], []
+    generator.model.denoiser.register_forward_pre_hook(lambda _, inputs: called.append(int(inputs[1][0])))
+    add_noise = CosineSchedule.add_noise
+    monkeypatch.setattr(
+        CosineSchedule, "add_noise", lambda s, c, n, step: noised.append(step) or add_noise(s, c, n, step)
+    )
+    generator.vary(volumes(), None, AFFINE, strength=strength, sampler="ddim", steps=5)
+    assert noised == called[:1]
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_inpainting_ends_at_the_clean_latent_outside_the_mask(medical_generator: Make, clip: bool) -> None:
+    model = medical_generator(clip=clip).model
+    image = torch.rand(1, 1, *GRID, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    mask = torch.zeros(1, 1, *GRID)
+    mask[:, :, :4, :4, :4] = 1
+    with torch.no_grad():
+        made = model.inpaint(image, mask, torch.zeros(1, 0), CaseNoise([1]), Sampling("ddim", steps=4))
+        clean = model.encode_image(image)
+    assert torch.equal(made[..., -3:], clean[..., -3:])
+    assert not torch.equal(made[..., :1], clean[..., :1])
+
+
+def test_without_clipping_there_is_no_ancestral_sampling(medical_generator: Make) -> None:
+    """It begins at the last step, where the noise prediction's error counts 19000 times."""
+    generator = medical_generator(clip=False)
+    with pytest.raises(DiffaugError, match=r"has no sampler 'ancestral'; it has ddim, dpm-solver\+\+"):
+        generator.sample(1, sampler="ancestral")
+    assert float(generator.sample(1, sampler="dpm-solver++", steps=5).image.abs().max()) < 1e6
+
+
+@torch.no_grad()
+def test_mixed_precision_casts_weights_once_a_trajectory(
+    medical_generator: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffaug.generators.medical_diffusion.has_bfloat16", lambda device: True)
+    generator = medical_generator(bfloat16=True)
+    casts = []
+    weight = generator.model.denoiser.time_mlp[1].weight
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket.__name__ == "_to_copy" and args[0].data_ptr() == weight.data_ptr():
+                casts.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Casts():
+        generator.sample(1, sampler="ddim", steps=6)
+    assert len(casts) == 1
+    assert not any(parameter.requires_grad for parameter in generator.model.parameters())
+
+
+def test_products_are_exact_whatever_the_process_asked_for(medical_generator: Make) -> None:
+    before = torch.get_float32_matmul_precision()
+    seen = set()
+    generator = medical_generator()
+    for network in (generator.model.denoiser, generator.model.autoencoder.decoder):
+        network.register_forward_hook(lambda *_: seen.add(torch.get_float32_matmul_precision()))
+    try:
+        torch.set_float32_matmul_precision("high")
+        generator.sample(1, steps=2)
+        assert torch.get_float32_matmul_precision() == "high"
+        with exact_float32(), ThreadPoolExecutor(1) as other:
+            other.submit(generator.sample, 1, steps=1).result()
+            assert torch.get_float32_matmul_precision() == "highest", "the last one out restores"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == {"highest"}
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
@@ -219,7 +308,7 @@ def test_a_card_names_verbs_samplers_and_steps_that_its_networks_have(medical_ge
     card = medical_generator().card
     for update, message in (
         ({"verbs": ["paint"]}, "these networks cannot paint"),
-        ({"defaults": {"sampler": "euler"}}, "medical-diffusion has"),
+        ({"defaults": {"sampler": "euler"}}, "these networks have ancestral, ddim"),
         ({"defaults": {"sampler": "ddim", "steps": 50}}, "the schedule has 12"),
         ({"architecture": "joint-flow"}, "the networks are those of medical-diffusion"),
     ):

@@ -20,8 +20,9 @@ from diffaug.errors import DatasetError, DiffaugError
 from diffaug.generators.generator import Generator
 from diffaug.progress import Progress
 from diffaug.training.architectures import read_plan
-from diffaug.training.fit import fit_generator, split_cases
+from diffaug.training.fit import fit_generator
 from diffaug.training.joint_flow.plan import JointFlowPlan
+from diffaug.training.subsets import split_cases
 from tests.training.conftest import blob_plan, write_blobs
 
 QUIET = Progress(quiet=True)

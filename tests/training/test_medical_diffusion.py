@@ -1,12 +1,15 @@
 """Fitting Medical Diffusion: its losses and codebook in closed form, its repairs, and a fit end to end."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,16 +18,23 @@ from torch import Tensor
 from diffaug.datasets.reading import read_dataset
 from diffaug.errors import DiffaugError
 from diffaug.files import sha256_file
+from diffaug.generators.diffusion import CosineSchedule
 from diffaug.generators.factorised_unet import UNetConfig
 from diffaug.generators.generator import Generator
 from diffaug.generators.intensity import IntensityConvention
 from diffaug.generators.vqgan import Codebook, VQGANConfig
 from diffaug.progress import Progress
 from diffaug.training.architectures import read_plan
+from diffaug.training.cases import Canvases
+from diffaug.training.fingerprint import Fingerprint
 from diffaug.training.fit import fit_generator
-from diffaug.training.loop import make_accelerator
 from diffaug.training.medical_diffusion import codebook
-from diffaug.training.medical_diffusion.autoencoder import Reconstruction, VQGANTrainer
+from diffaug.training.medical_diffusion.autoencoder import (
+    Reconstruction,
+    VQGANTrainer,
+    train_autoencoder,
+)
+from diffaug.training.medical_diffusion.denoiser import noise_loss, train_denoiser
 from diffaug.training.medical_diffusion.discriminators import (
     Discriminators,
     PatchDiscriminator,
@@ -38,8 +48,15 @@ from diffaug.training.medical_diffusion.plan import (
     DenoiserTraining,
     MedicalDiffusionPlan,
 )
-from diffaug.training.medical_diffusion.planning import plan_axes, plan_codes, plan_factor
+from diffaug.training.medical_diffusion.planning import (
+    fitting_grid,
+    plan_axes,
+    plan_batch,
+    plan_codes,
+    plan_factor,
+)
 from diffaug.training.plan import GridPlan
+from diffaug.training.processes import make_accelerator
 
 QUIET = Progress(quiet=True)
 KEYS = Path(__file__).parents[1] / "zoo" / "keys" / "medicaldiffusion-vqgan-222.keys.txt"
@@ -147,6 +164,20 @@ def test_dead_codes_become_latents_of_the_batch_until_the_next_update() -> None:
     assert book.z_avg[2] == pytest.approx(49.5 * 0.99)
 
 
+def test_a_released_codebook_has_no_latents_of_patients_in_dead_codes() -> None:
+    book = Codebook(4, 2)
+    book.embeddings.copy_(torch.tensor([[1.0, 2], [3, 4], [70, 71], [80, 81]]))
+    book.N.copy_(torch.tensor([5.0, 9.0, 0.5, 0.0]))
+    book.z_avg.copy_(book.embeddings * book.N[:, None])
+    before = book.embeddings[:2].clone()
+    codebook.drop_dead(book)
+    assert torch.equal(book.embeddings, torch.cat([before, before[1:], before[1:]]))
+    assert torch.equal(book.z_avg, book.embeddings * book.N[:, None])
+    book.N.zero_()
+    codebook.drop_dead(book)
+    assert torch.equal(book.embeddings[:2], before)
+
+
 def test_perplexity_counts_codes_that_are_used_alike() -> None:
     assert codebook.perplexity(torch.tensor([0, 1, 2, 3]), 16) == pytest.approx(4, rel=1e-4)
     assert codebook.perplexity(torch.tensor([5, 5, 5]), 16) == pytest.approx(1, rel=1e-4)
@@ -198,6 +229,42 @@ def test_adversarial_losses_in_closed_form() -> None:
     assert hinge(outputs(0, 2), outputs(0, -2)).item() == 0
     assert adversarial(fake).item() == pytest.approx(2 * 0.5)
     assert feature_matching(real, fake).item() == pytest.approx(2 * 2.0), "the logits do not count"
+
+
+def test_losses_are_float32_under_mixed_precision() -> None:
+    """A difference of 255.5 has no place in bfloat16."""
+
+    def outputs(value: float) -> list[list[Tensor]]:
+        exact, rounded = torch.full((300,), value), torch.full((300,), 1.0, dtype=torch.bfloat16)
+        return [[rounded, exact.bfloat16()]] * 2
+
+    close = [[torch.full((300,), 0.5, dtype=torch.bfloat16), torch.full((300,), 0.0, dtype=torch.bfloat16)]]
+    apart = [[torch.full((300,), 256.0).bfloat16(), torch.full((300,), 0.0, dtype=torch.bfloat16)]]
+    clean = torch.full((1, 1, 2, 2, 2), 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = {
+            "hinge": hinge(outputs(0.5), outputs(0.25)),
+            "adversarial": adversarial(outputs(-0.5)),
+            "features": feature_matching(close, apart),
+            "noise": noise_loss(
+                lambda x, steps: torch.full(x.shape, 0.3).bfloat16(),
+                CosineSchedule(10),
+                clean,
+                torch.tensor([3]),
+                torch.Generator().manual_seed(0),
+            ),
+        }
+    assert {name: loss.dtype for name, loss in losses.items()} == dict.fromkeys(losses, torch.float32)
+    assert losses["features"].item() == 255.5
+
+
+@pytest.mark.parametrize("stage", ["hinge", "adversarial"])
+def test_means_of_logits_are_not_rounded(stage: str) -> None:
+    """Of 1 and the number before it in bfloat16, which has none between them."""
+    logits = [[torch.zeros(1), torch.tensor([1.0, 0.99609375], dtype=torch.bfloat16)]]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = adversarial(logits) if stage == "adversarial" else hinge(logits, logits)
+    assert abs(loss.item()) == (0.998046875 if stage == "adversarial" else 1.0)
 
 
 def lpips_files(folder: Path) -> list[Path]:
@@ -385,6 +452,75 @@ def test_codebooks_are_as_large_as_a_batch_keeps_alive() -> None:
     assert plan_codes(10) == 16
 
 
+@pytest.mark.parametrize("warm", [False, True], ids=["from nothing", "from a generator"])
+def test_the_planner_as_it_is(fitted: Path, blobs: Path, tmp_path: Path, warm: bool) -> None:
+    start = ["--init", str(fitted)] if warm else ["--architecture", "medical-diffusion"]
+    done = subprocess.run(
+        command(blobs, tmp_path / "fit", "--budget", "10m", "--dry-run", *start),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    plan = MedicalDiffusionPlan.model_validate_json(done.stdout)
+    assert not plan.problems()
+    assert plan.autoencoder_training.steps > plan.autoencoder_training.discriminator_start > 0
+    assert plan.denoiser_training.steps > 10
+    assert plan.augmentation.mirror_axes == ()
+    if warm:
+        start_card = Generator.load(fitted).card
+        assert plan.autoencoder == start_card.networks.autoencoder
+        assert plan.diffusion_steps == start_card.networks.steps
+        assert plan.init == Generator.load(fitted).weights_hash
+    else:
+        assert (plan.diffusion_steps, plan.denoiser.dim) == (300, 32)
+        assert all(n % 8 == 0 for n in plan.grid.shape)
+
+
+def test_volumes_that_would_not_fit_get_a_coarser_grid() -> None:
+    """A whole head of 1 mm: by memory, then by the largest published latent; flat voxels stay as they are."""
+    head = Fingerprint(
+        cases=10,
+        labelled_cases=0,
+        spacing_median=[1.0, 1.0, 1.0],
+        shape_median=[176, 240, 256],
+        shape_largest=[176, 240, 256],
+        label_box_largest_mm=None,
+        label_volumes_mm3={},
+        intensity_low=[0.0],
+        intensity_high=[900.0],
+    )
+    small = fitting_grid(head, 20e9)
+    assert np.prod(small.shape) * 4500 <= 10e9
+    assert len(set(small.spacing)) == 1
+    assert 1.5 < small.spacing[0] < 2.1
+    assert all(n * s >= 170 for n, s in zip(small.shape, small.spacing, strict=True))
+    assert plan_batch(small, 20e9, 1) >= 1
+    assert fitting_grid(head, 1e12).shape == (176, 240, 256)
+    chest = head.model_copy(update={"shape_median": [512, 512, 150], "spacing_median": [0.7, 0.7, 2.5]})
+    plan = fitting_grid(chest, 1e12)
+    assert plan_factor(plan.shape) == 8
+    assert plan.spacing[2] == 2.5
+    assert plan.spacing[0] == plan.spacing[1] > 0.7
+
+
+def test_a_budget_or_memory_that_no_fit_fits_is_refused(blobs: Path, tmp_path: Path) -> None:
+    with pytest.raises(DiffaugError, match=r"a budget of 0 s is too small .* autoencoder .* denoiser"):
+        fit_generator(
+            read_dataset(blobs),
+            tmp_path,
+            architecture="medical-diffusion",
+            budget=0.01,
+            dry_run=True,
+            progress=QUIET,
+        )
+    grid = GridPlan(spacing=(1, 1, 1), shape=(128, 128, 128))
+    assert plan_batch(grid, 64e9, 1) == 2
+    assert plan_batch(grid, 20e9, 1) == plan_batch(grid, 10e9, 1) == 1
+    assert plan_batch(grid, 64e9, 3) == 3
+    with pytest.raises(DiffaugError, match="one volume of 128 x 128 x 128 voxels takes about 9 GB, and 8 GB"):
+        plan_batch(grid, 8e9, 1)
+
+
 # -- the whole fit -------------------------------------------------------------------------------------------
 
 
@@ -415,9 +551,40 @@ def test_checkpoints_hold_the_optimizers(fitted: Path) -> None:
         assert state["step"] == 6
 
 
-def test_validation_cases_are_not_trained_on(fitted: Path, blobs: Path) -> None:
-    sidecar = json.loads((fitted / "private" / "training_scans.json").read_text())
-    assert len(sidecar["scans"]) == len(read_dataset(blobs).cases) - 1
+def test_validation_cases_are_not_trained_on(
+    blobs: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole patients are held out, and what both stages draw from is the others."""
+    table = tmp_path / "patients.csv"
+    names = [case.name for case in read_dataset(blobs).cases]
+    table.write_text("case,patient\n" + "".join(f"{name},{n // 2}\n" for n, name in enumerate(names)))
+    trained_on: list[tuple[str, ...]] = []
+    evaluated_on: list[tuple[str, ...]] = []
+    stages = "diffaug.training.medical_diffusion.training"
+    for name, real in (("train_autoencoder", train_autoencoder), ("train_denoiser", train_denoiser)):
+
+        def spy(*args: Any, real: Any = real, **kwargs: Any) -> Any:
+            first, second = (a for a in args if isinstance(a, Canvases))
+            trained_on.append(first.names)
+            evaluated_on.append(second.names)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(f"{stages}.{name}", spy)
+    dataset = read_dataset(blobs, patients=table)
+    output = tmp_path / "fit"
+    fit_generator(dataset, output, plan=plan_file, progress=QUIET)
+    assert trained_on[0] == trained_on[1]
+    assert evaluated_on[0] == evaluated_on[1]
+    patients = {case.name: case.patient for case in dataset.cases}
+    fitted_patients, held_out = (
+        {patients[name] for name in found[0]} for found in (trained_on, evaluated_on)
+    )
+    assert fitted_patients | held_out == set(patients.values())
+    assert not fitted_patients & held_out
+    canvases = np.load(output / "private" / "training" / "images.npy")
+    assert len(canvases) == len(trained_on[0])
+    sidecar = json.loads((output / "private" / "training_scans.json").read_text())
+    assert set(sidecar["scans"]) == set(trained_on[0])
 
 
 def test_start_from_another_fit_keeps_its_autoencoder(fitted: Path, blobs: Path, tmp_path: Path) -> None:
@@ -432,6 +599,15 @@ def test_start_from_another_fit_keeps_its_autoencoder(fitted: Path, blobs: Path,
     old, new = (load_file(f / "autoencoder.safetensors") for f in (fitted, tmp_path / "warm"))
     assert all(torch.equal(old[k], new[k]) for k in old)
     assert Generator.load(tmp_path / "warm").card.training.init == Generator.load(fitted).weights_hash
+
+
+def test_a_schedule_of_another_length_is_no_start(fitted: Path, blobs: Path, tmp_path: Path) -> None:
+    other = medical_plan().model_copy(update={"diffusion_steps": 10})
+    (tmp_path / "plan.json").write_text(other.model_dump_json())
+    with pytest.raises(DiffaugError, match="its diffusion_steps is of another size than the plan's"):
+        fit_generator(
+            read_dataset(blobs), tmp_path / "a", plan=tmp_path / "plan.json", init=fitted, progress=QUIET
+        )
 
 
 def test_architectures_do_not_mix(fitted: Path, blobs: Path, plan_file: Path, tmp_path: Path) -> None:
@@ -484,3 +660,21 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_weights(
     for name in ("autoencoder.safetensors", "denoiser.safetensors"):
         uninterrupted, resumed = (load_file(f / name) for f in (whole, output))
         assert all(torch.equal(uninterrupted[k], resumed[k]) for k in uninterrupted)
+
+
+@pytest.mark.slow
+def test_two_processes_fit_one_generator(blobs: Path, plan_file: Path, tmp_path: Path) -> None:
+    """The first process plans, reads and checks for both."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    for name, options in (("given", ["--plan", str(plan_file)]), ("joint", ["--budget", "20s"])):
+        fit = command(blobs, tmp_path / name, "--device", "cpu", *options)
+        done = subprocess.run([*launch, *fit[1:]], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert bool(Generator.load(tmp_path / name).sample(1, steps=2).image.isfinite().all())
+    odd = medical_plan(batch=3)
+    (tmp_path / "odd.json").write_text(odd.model_dump_json())
+    fit = command(blobs, tmp_path / "odd", "--device", "cpu", "--plan", str(tmp_path / "odd.json"))
+    done = subprocess.run([*launch, *fit[1:]], capture_output=True, text=True, env=environment)
+    assert done.returncode != 0
+    assert "autoencoder_training.batch is 3, which 2 processes cannot share evenly" in done.stderr

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torchio as tio
+import typer
 from numpy.typing import NDArray
 
+from diffaug.cli.fit import Axis, _mirror_axes
 from diffaug.cli.fit import Preset as PresetOption
 from diffaug.datasets.reading import Dataset, read_dataset
 from diffaug.errors import DiffaugError
@@ -19,7 +21,7 @@ from diffaug.generators.grid import Grid, place
 from diffaug.generators.intensity import fit_intensity_map
 from diffaug.generators.vqgan import VQGANConfig
 from diffaug.progress import Progress
-from diffaug.training.augmentation import Augmenter
+from diffaug.training.augmentation import AugmentationConfig, Augmenter
 from diffaug.training.cases import make_canvases
 from diffaug.training.fingerprint import Fingerprint
 from diffaug.training.fit import fit_generator
@@ -316,7 +318,7 @@ def test_presets_that_take_the_datas_spacing_ask_for_it() -> None:
 SCANS: dict[str, tuple[Any, tuple[int, int, int], Triple]] = {
     "knee-mrnet": (knee, (15, 40, 40), (7.0, 4.0, 4.0)),
     "brain-adni": (brain, (38, 38, 38), (6.0, 6.0, 6.0)),
-    "breast-duke": (breasts, (60, 40, 16), (6.0, 6.0, 6.0)),
+    "breast-duke": (breasts, (28, 40, 16), (6.0, 6.0, 6.0)),
     "chest-lidc": (chest, (43, 43, 38), (8.0, 8.0, 8.0)),
 }
 
@@ -331,7 +333,8 @@ def make_dataset(folder: Path, name: str, count: int = 3) -> Dataset:
 
 @pytest.fixture
 def quick_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Takes the time of training steps for granted."""
+    """Takes the time of training steps, and memory for them, for granted."""
+    monkeypatch.setattr(planning, "available_memory", lambda device: 64e9)
     monkeypatch.setattr(planning, "time_steps", lambda plan, accelerator: (0.5, 1.0, 1.0))
 
 
@@ -362,7 +365,7 @@ def test_the_plan_is_the_published_recipe(
     assert plan.autoencoder.downsampling == (downsampling,) * 3
     assert plan.autoencoder.latent_shape([plan.grid.shape[axis] for axis in plan.axes]) == latent
     assert plan.axes == axes
-    assert plan.augmentation.mirror_axes == (0,)
+    assert plan.augmentation.mirror_axes == (() if name == "chest-lidc" else (0,))
     assert plan.intensity.clip == 1
     if name == "chest-lidc":
         assert plan.intensity.windows == plan.intensity.typical == [(-1000, 400)]
@@ -386,6 +389,34 @@ def test_mirrors_that_the_user_asks_for_replace_the_presets(tmp_path: Path) -> N
     )
     assert isinstance(plan, MedicalDiffusionPlan)
     assert plan.augmentation.mirror_axes == (1,)
+
+
+@pytest.mark.usefixtures("quick_steps")
+def test_no_mirrors_at_all_is_an_answer_too(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path, "brain-adni")
+    options: dict[str, Any] = {"preset": "brain-adni", "mirror_axes": (), "progress": QUIET}
+    plan = fit_generator(dataset, tmp_path / "fit", dry_run=True, **options)
+    assert isinstance(plan, MedicalDiffusionPlan)
+    assert plan.augmentation.mirror_axes == ()
+    (tmp_path / "plan.json").write_text(plan.model_dump_json())
+    again = fit_generator(dataset, tmp_path / "fit", dry_run=True, plan=tmp_path / "plan.json", **options)
+    assert again == plan
+
+
+def test_what_augmentation_moves_in_was_scanned_or_is_background() -> None:
+    """A canvas holds all that the largest moves reach; beyond it a mirror would make anatomy up."""
+    shape, spacing = (24, 32, 20), (1.0, 1.5, 2.0)
+    augmentation = AugmentationConfig(gamma=0.0)
+    margins = augmentation.reach(shape, spacing)
+    x = np.meshgrid(*(np.arange(n + 2 * m) for n, m in zip(shape, margins, strict=True)), indexing="ij")
+    ramp = (sum(a / 100 for a in x) - 0.9).astype(np.float32)[None]
+    for seed in range(20):
+        moved, _ = Augmenter(augmentation, shape, spacing, "background", threads=1).draw(ramp, None, seed)
+        # A moved ramp is a ramp: mirrored or missing voxels would bend it.
+        for axis in range(1, 4):
+            assert abs(np.diff(moved, n=2, axis=axis)).max() < 2e-3, seed
+    outside = Augmenter(augmentation, (64, 64, 64), spacing, "background", threads=1).draw(ramp, None, 0)[0]
+    assert outside[0, 0, 0, 0] == pytest.approx(-1)
 
 
 def test_augmentation_does_not_turn_flat_voxels() -> None:
@@ -421,10 +452,16 @@ def test_augmentation_does_not_turn_flat_voxels() -> None:
             "199 mm long left-right, brain-adni takes 216 to 240 mm: bring the brain to the middle",
         ),
         (
+            "breast-duke",
+            {"shape_median": [512, 512, 160], "spacing_median": [0.7, 0.7, 1.0]},
+            ["MRI"],
+            "358 mm long left-right and 358 mm posterior-anterior, .* 0.75 times as much: cut the scans into",
+        ),
+        (
             "chest-lidc",
-            {**CT, "shape_median": [512, 512, 300], "spacing_median": [0.9, 0.9, 1.0]},
+            {**CT, "shape_median": [512, 512, 300], "spacing_median": [1.2, 1.2, 1.0]},
             ["CT"],
-            "461 mm long left-right, chest-lidc takes 0 to 425 mm: crop the scans",
+            r"614 mm long left-right, chest-lidc takes 0 to \d+ mm: crop the scans",
         ),
     ],
 )
@@ -433,6 +470,17 @@ def test_data_that_a_recipe_is_not_for(
 ) -> None:
     with pytest.raises(DiffaugError, match=said):
         PRESETS[name].check(fingerprint(**found), tuple(channels))
+
+
+@pytest.mark.usefixtures("quick_steps")
+def test_a_single_scan_that_is_too_large_is_named_before_training(tmp_path: Path) -> None:
+    make_dataset(tmp_path, "chest-lidc")
+    file = tmp_path / "images" / "long.nii.gz"
+    save(nifti(chest((43, 43, 80), (8.0, 8.0, 8.0)).astype(np.int16), (8.0, 8.0, 8.0), "LPS"), file)
+    dataset = read_dataset(tmp_path, images=tmp_path / "images")
+    with pytest.raises(DiffaugError, match=r"1 scan\(s\) are too large .*\n.*long\.nii\.gz: .* 640 mm long"):
+        fit_generator(dataset, tmp_path / "fit", preset="chest-lidc", progress=QUIET)
+    assert not (tmp_path / "fit" / "plan.json").exists()
 
 
 def test_large_scans_are_taken_where_every_one_has_a_label() -> None:
@@ -472,6 +520,14 @@ def test_a_preset_that_does_not_fit_the_call_is_refused_before_the_data_are_read
         fit_generator(
             dataset, tmp_path / "fit", preset="chest-lidc", architecture="joint-flow", progress=QUIET
         )
+
+
+def test_mirrors_on_the_command_line() -> None:
+    assert _mirror_axes(None) is None
+    assert _mirror_axes([Axis.NONE]) == ()
+    assert _mirror_axes([Axis.INFERIOR_SUPERIOR, Axis.LEFT_RIGHT]) == (0, 2)
+    with pytest.raises(typer.BadParameter, match="none goes with no other axis"):
+        _mirror_axes([Axis.NONE, Axis.LEFT_RIGHT])
 
 
 def test_the_command_offers_every_preset() -> None:

@@ -381,7 +381,7 @@ def test_strength_out_of_range_is_an_error(tiny_generator_folder: Path, strength
 
 
 def test_a_sampler_that_the_architecture_lacks_is_an_error(tiny_generator_folder: Path) -> None:
-    with pytest.raises(DiffaugError, match="joint-flow has no sampler 'ddim'; it has euler, heun"):
+    with pytest.raises(DiffaugError, match="has no sampler 'ddim'; it has adams-bashforth, euler, heun"):
         RandomVariation(tiny_generator_folder, p=1, sampler="ddim")(make_subject())
 
 

@@ -24,6 +24,7 @@ from diffaug.generators.vqgan import VQGAN, VQGANConfig, parameter_count
 from diffaug.zoo.medical_diffusion import Choices, export_medical_diffusion, import_medical_diffusion
 from diffaug.zoo.medical_diffusion.choices import percentiles, window
 from diffaug.zoo.medical_diffusion.reading import TRAINING_ONLY
+from diffaug.zoo.unpickling import read_checkpoint
 from tests.zoo.upstream import (
     State,
     diffusion_state,
@@ -351,7 +352,7 @@ def test_a_configuration_that_makes_no_sense(
         (Choices(denoiser_groups=3), r"groups 3 must divide .*--denoiser-groups"),
         (Choices(orientation=("R", "R", "S")), "one of L and R"),
         (Choices(axes=(0, 0, 1)), "axes must name each"),
-        (Choices(sampler="euler"), "'euler'; medical-diffusion has"),
+        (Choices(sampler="euler"), "'euler'; these networks have"),
         (Choices(steps=5), "defaults.steps is 5, the schedule has 4"),
         (Choices(channels=["A", "B"]), "2 channel names for 1"),
     ],
@@ -543,6 +544,40 @@ def test_objects_of_other_libraries_are_named(diffusion: State, tmp_path: Path) 
         import_medical_diffusion(path, tmp_path / "out", choices=SAID)
 
 
+@pytest.mark.parametrize("version", ["2.2.3", "2.4.0"])
+def test_configurations_that_omegaconf_itself_pickled(
+    version: str, vqgan: State, pt: Path, tmp_path: Path
+) -> None:
+    content = read_checkpoint(Path(__file__).parent / "configurations" / f"omegaconf-{version}.bin")
+    cfg = content["hyper_parameters"]["cfg"]
+    assert cfg["model"]["downsample"] == [2, 2, 2]
+    assert cfg["model"]["default_root_dir"] is None
+    assert cfg["dataset"]["root_dir"] == "${oc.env:DATA,/data}/${dataset.name}"
+    ckpt = write_ckpt(tmp_path / "a.ckpt", vqgan, hyper_parameters=content["hyper_parameters"])
+    generator = import_medical_diffusion(pt, tmp_path / "out", autoencoder=ckpt, choices=GRID)
+    assert generator.card.training.dataset == "MRNet"
+
+
+def test_small_files_cannot_claim_to_be_large(diffusion: State, vqgan: State, tmp_path: Path) -> None:
+    nested: Any = []
+    for _ in range(60):
+        nested = [nested, nested]
+    file = write_ckpt(tmp_path / "nested.ckpt", vqgan, callbacks=nested)
+    assert len(read_checkpoint(file)["callbacks"]) == 2
+    state = diffusion | {"betas": torch.zeros(1).expand(10**12)}
+    with pytest.raises(CardError, match=r"ema\['betas'\] says that it has 1000000000000 numbers"):
+        import_medical_diffusion(write_pt(tmp_path / "b.pt", state), tmp_path / "out", choices=SAID)
+
+
+def test_unclipped_networks_start_from_the_noise_by_ddim(pt: Path, tmp_path: Path) -> None:
+    card = import_medical_diffusion(pt, tmp_path / "out", choices=Choices(clip=False).over(SAID)).card
+    assert (card.defaults.sampler, card.defaults.steps) == ("ddim", 4)
+    with pytest.raises(CardError, match="these networks have ddim"):
+        import_medical_diffusion(
+            pt, tmp_path / "other", choices=Choices(clip=False, sampler="ancestral").over(SAID)
+        )
+
+
 # -- whole or not at all -------------------------------------------------------------------------------------
 
 
@@ -665,9 +700,11 @@ def test_other_settings_than_the_usual_ones_survive(ckpt: Path, pt: Path, tmp_pa
         downsampling=(1, 2, 2),
         denoiser_groups=4,
         clip=False,
+        bfloat16=True,
         sampler="ddim",
         steps=3,
         orientation=("L", "P", "S"),
+        outside="background",
         axes=(1, 2, 0),
         extent="patch",
         intensity=window([(-1000.0, 400.0)]),

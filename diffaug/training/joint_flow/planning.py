@@ -20,6 +20,7 @@ from diffaug.training.planning import (
     plan_grid,
     plan_intensity,
     seconds_of,
+    shared_evenly,
     too_small,
 )
 
@@ -27,6 +28,9 @@ from diffaug.training.planning import (
 AUTOENCODER_SHARE = 0.15
 CACHE_SHARE = 0.07
 DENOISER_SHARE = 0.75
+# Cases in a batch, where memory allows; at least one a process.
+AUTOENCODER_BATCH = 8
+DENOISER_BATCH = 32
 # Augmented volumes in the latent cache at most, all rounds together.
 CACHED_LATENTS = 9216
 # Augmenting and encoding a volume, relative to training the autoencoders on it (measured: 45 to 100 ms).
@@ -76,7 +80,9 @@ def make_plan(request: Request, accelerator: Accelerator) -> JointFlowPlan:
             patch=patch,
         )
     voxels = math.prod(grid.shape)
-    batch = max(1, min(8, int(0.4 * available_memory(accelerator.device) / (voxels * BYTES_PER_VOXEL))))
+    affordable = int(0.4 * available_memory(accelerator) / (voxels * BYTES_PER_VOXEL))
+    processes = accelerator.num_processes
+    batch = shared_evenly(AUTOENCODER_BATCH, affordable, processes)
     draft = JointFlowPlan(
         name=request.name,
         grid=grid,
@@ -86,9 +92,11 @@ def make_plan(request: Request, accelerator: Accelerator) -> JointFlowPlan:
         image_autoencoder=image,
         label_autoencoder=label,
         denoiser=denoiser,
-        augmentation=AugmentationConfig(mirror_axes=request.mirror_axes),
+        augmentation=AugmentationConfig(mirror_axes=request.mirror_axes or ()),
         autoencoder_training=AutoencoderTraining(steps=1, batch=batch),
-        denoiser_training=DenoiserTraining(steps=1, rounds=1),
+        denoiser_training=DenoiserTraining(
+            steps=1, rounds=1, batch=shared_evenly(DENOISER_BATCH, DENOISER_BATCH, processes)
+        ),
         seed=request.seed,
         budget=budget,
         init=init.weights_hash if init is not None else None,
@@ -96,7 +104,7 @@ def make_plan(request: Request, accelerator: Accelerator) -> JointFlowPlan:
     autoencoder_seconds, denoiser_seconds = time_steps(draft, accelerator)
     autoencoder_steps = int(AUTOENCODER_SHARE * budget / autoencoder_seconds)
     denoiser_steps = int(DENOISER_SHARE * budget / denoiser_seconds)
-    round_seconds = fingerprint.cases * ENCODING_COST * autoencoder_seconds / batch
+    round_seconds = fingerprint.cases * ENCODING_COST * autoencoder_seconds / (batch // processes)
     affordable = int(CACHE_SHARE * budget / round_seconds)
     rounds = max(1, min(affordable, 64, math.ceil(CACHED_LATENTS / fingerprint.cases)))
     if min(autoencoder_steps, denoiser_steps) < 1:
@@ -149,7 +157,8 @@ def time_steps(plan: JointFlowPlan, accelerator: Accelerator) -> tuple[float, fl
     """Seconds of one training step of the autoencoders and of the denoiser, measured here."""
     device = accelerator.device
     autoencoders = Autoencoders(plan).to(device)
-    batch = plan.autoencoder_training.batch
+    # What one process has of a batch.
+    batch = plan.autoencoder_training.batch // accelerator.num_processes
     image = torch.randn(batch, len(plan.channels), *plan.grid.shape, device=device)
     truth = torch.zeros(batch, max(len(plan.labels), 1), *plan.grid.shape, device=device)
     truth[:, 0] = 1
@@ -163,7 +172,7 @@ def time_steps(plan: JointFlowPlan, accelerator: Accelerator) -> tuple[float, fl
         loss.backward()
 
     denoiser = JointDenoiser(plan.denoiser).to(device)
-    count, config = plan.denoiser_training.batch, plan.denoiser
+    count, config = plan.denoiser_training.batch // accelerator.num_processes, plan.denoiser
     latent = torch.randn(count, config.image_channels, *config.latent_shape, device=device)
     label = torch.randn(count, config.label_channels, *config.latent_shape, device=device)
     levels = torch.rand(count, device=device)

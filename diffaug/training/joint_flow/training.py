@@ -59,6 +59,5 @@ def train(
             for k, v in denoiser_history[-1].items()
             if not k.startswith(("training", "step", "seconds"))
         }
-    return Trained(
-        networks, model, {"autoencoders": autoencoder_history, "denoiser": denoiser_history}, figures
-    )
+    histories = {"autoencoders": autoencoder_history, "denoiser": denoiser_history}
+    return Trained(networks, model, histories, len(validation), figures)

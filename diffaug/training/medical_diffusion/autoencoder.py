@@ -27,9 +27,6 @@ from diffaug.training.medical_diffusion.discriminators import (
 from diffaug.training.medical_diffusion.perceptual import LPIPS, load_lpips, three_planes
 from diffaug.training.medical_diffusion.plan import MedicalDiffusionPlan
 
-# Last part of the run in which the autoencoder's learning rate falls to 0; that of the discriminators, which
-# come late, stays.
-DECAY_FRACTION = 0.2
 BETAS = (0.5, 0.9)
 
 
@@ -81,7 +78,9 @@ class VQGANTrainer:
             torch.optim.Adam(self.module.parameters(), lr=settings.learning_rate, betas=BETAS),
             torch.optim.Adam(self.discriminators.parameters(), lr=settings.learning_rate, betas=BETAS),
         )
-        self.factor = partial(learning_rate_factor, steps=settings.steps, decay_fraction=DECAY_FRACTION)
+        self.factor = partial(
+            learning_rate_factor, steps=settings.steps, decay_fraction=settings.decay_fraction
+        )
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One step of the autoencoder, of the codebook, and of the discriminators once they take part."""
@@ -156,7 +155,7 @@ class VQGANTrainer:
             psnr.append(float(10 * torch.log10(4 / (output.clamp(-1, 1) - x.clamp(-1, 1)).square().mean())))
             clipped.append(float(((z < low) | (z > high)).float().mean()))
             used.append(indices.flatten())
-        live = float((vqgan.codebook.N >= codebook.RESTART).float().mean())
+        live = float(vqgan.codebook.live.float().mean())
         return {
             "loss": float(np.mean(losses)),
             "psnr": float(np.mean(psnr)),
@@ -207,7 +206,7 @@ def train_autoencoder(
         plan, training, settings.batch, accelerator.process_index, accelerator.num_processes
     )
     held_out = [
-        torch.from_numpy(validation.on_grid(n, plan.grid.shape)[0][None]) for n in range(len(validation))
+        torch.from_numpy(validation.on_grid(n, plan.grid.shape)[0][None]) for n in validation.evaluated()
     ]
     lpips = load_lpips(perceptual) if perceptual else None
     trainer = VQGANTrainer(plan, batches, held_out, accelerator, initial, lpips)

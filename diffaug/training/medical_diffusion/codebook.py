@@ -9,8 +9,6 @@ from torch import Tensor, distributed
 from diffaug.generators.vqgan import Codebook
 
 DECAY = 0.99
-# A code with a running count below this is dead.
-RESTART = 1.0
 
 
 @torch.no_grad()
@@ -44,9 +42,19 @@ def update(codebook: Codebook, z: Tensor, indices: Tensor, generator: torch.Gene
     total = codebook.N.sum()
     weights = (codebook.N + 1e-7) / (total + len(codebook.N) * 1e-7) * total
     codebook.embeddings.copy_(codebook.z_avg / weights[:, None])
-    alive = (codebook.N >= RESTART)[:, None]
     restarted = _random_latents(codebook, rows, generator)
-    codebook.embeddings.copy_(torch.where(alive, codebook.embeddings, restarted))
+    codebook.embeddings.copy_(torch.where(codebook.live[:, None], codebook.embeddings, restarted))
+
+
+@torch.no_grad()
+def drop_dead(codebook: Codebook) -> None:
+    """Overwrite dead codes by copies of the code that is used most: they are latents of cases in the last
+    batch, which no generator should hold, let alone decode from. Without live ones all stay."""
+    if bool(codebook.live.any()):
+        live, used_most = codebook.live[:, None], int(codebook.N.argmax())
+        codebook.embeddings.copy_(torch.where(live, codebook.embeddings, codebook.embeddings[used_most]))
+        sums = codebook.embeddings * codebook.N[:, None]
+        codebook.z_avg.copy_(torch.where(live, codebook.z_avg, sums))
 
 
 def perplexity(indices: Tensor, codes: int) -> float:

@@ -68,7 +68,7 @@ def train_denoiser(
     cached = cache_latents(
         encode, plan, settings.rounds, training, folder / "latents", accelerator, progress
     )["image"]
-    grids = [validation.on_grid(n, plan.grid.shape)[0][None] for n in range(len(validation))]
+    grids = [validation.on_grid(n, plan.grid.shape)[0][None] for n in validation.evaluated()]
     held_out = torch.cat([encode(grid, grid)["image"] for grid in grids]).float()
     torch.manual_seed(plan.seed + 2)
     denoiser = FactorisedUNet(plan.denoiser)

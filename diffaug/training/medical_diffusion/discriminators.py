@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffaug.generators.blocks import Float32GroupNorm
+
 
 class PatchDiscriminator(nn.Module):
     """Judges patches of an image: the outputs of all five layers, the last of which are the logits.
@@ -32,7 +34,7 @@ class PatchDiscriminator(nn.Module):
             ]
             if 0 < n < 4:
                 layers.append(
-                    batch_norm(widths[n + 1]) if norm == "batch" else nn.GroupNorm(32, widths[n + 1])
+                    batch_norm(widths[n + 1]) if norm == "batch" else Float32GroupNorm(32, widths[n + 1])
                 )
             if n < 4:
                 layers.append(nn.LeakyReLU(0.2))

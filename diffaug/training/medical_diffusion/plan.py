@@ -17,6 +17,12 @@ class AutoencoderTraining(BaseModel):
     steps: int = Field(ge=0, description="0 keeps the autoencoder of the generator to start from")
     batch: int = Field(default=2, ge=1)
     learning_rate: float = Field(default=5e-4, gt=0)
+    decay_fraction: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="last part of the run in which the autoencoder's rate falls to 0",
+    )
     reconstruction_weight: float = Field(default=4.0, ge=0)
     commitment_weight: float = Field(default=0.25, ge=0)
     feature_weight: float = Field(default=4.0, ge=0, description="of feature matching")

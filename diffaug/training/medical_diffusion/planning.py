@@ -11,8 +11,10 @@ from diffaug.generators.generator import Generator
 from diffaug.generators.networks import MedicalDiffusionNetworks
 from diffaug.generators.vqgan import VQGANConfig
 from diffaug.training.augmentation import AugmentationConfig
+from diffaug.training.fingerprint import Fingerprint
 from diffaug.training.medical_diffusion.autoencoder import Reconstruction
 from diffaug.training.medical_diffusion.discriminators import Discriminators, feature_matching
+from diffaug.training.medical_diffusion.perceptual import LPIPS, three_planes
 from diffaug.training.medical_diffusion.plan import (
     AutoencoderTraining,
     DenoiserTraining,
@@ -26,6 +28,7 @@ from diffaug.training.planning import (
     plan_grid,
     plan_intensity,
     seconds_of,
+    shared_evenly,
     too_small,
 )
 
@@ -33,6 +36,9 @@ from diffaug.training.planning import (
 AUTOENCODER_SHARE = 0.15
 CACHE_SHARE = 0.05
 DENOISER_SHARE = 0.75
+# Cases in a batch of the autoencoder, and of the denoiser, where memory allows; at least one a process.
+AUTOENCODER_BATCH = 2
+DENOISER_BATCH = 4
 # Last share of the autoencoder's steps in which the discriminators take part.
 JUDGED_SHARE = 0.2
 # Positions of the largest published latents (32 x 32 x 32 and 8 x 64 x 64).
@@ -42,12 +48,17 @@ LATENTS_A_CODE = 8
 MOST_CODES = 16384
 # Grid sizes are multiples of this, so that any of the published factors divides them.
 MULTIPLE = (8, 8, 8)
+# Down-samplings of the published runs.
+FACTORS = (2, 4, 8)
 # Augmented latents in the cache at most, all rounds together.
 CACHED_LATENTS = 2304
 # Peak bytes of denoiser training per latent position of a batch, with a margin (measured: 1.5 GB for 4
 # latents of 20 x 32 x 24).
 BYTES_PER_POSITION = 50000
-# Stages are evaluated this many times: an evaluation runs the denoiser a hundred times.
+# Peak bytes of a step of the autoencoder and its discriminators per voxel of a batch, with a margin
+# (measured: 2.1 GB in all for 2 volumes of 64 x 64 x 64, 5.9 of 96 x 96 x 96, in bfloat16).
+BYTES_PER_VOXEL = 4500
+# The denoiser is evaluated this many times, the autoencoder after as many steps each.
 EVALUATIONS = 12
 
 
@@ -60,7 +71,8 @@ def make_plan(request: Request, accelerator: Accelerator) -> MedicalDiffusionPla
     """
     fingerprint, channels, init = request.fingerprint, request.channels, request.init
     preset = None if request.preset is None else find_preset(request.preset)
-    augmentation = AugmentationConfig(mirror_axes=request.mirror_axes)
+    augmentation = AugmentationConfig()
+    processes, memory = accelerator.num_processes, available_memory(accelerator)
     if init is not None and preset is not None:
         raise DiffaugError(
             f"the preset {preset.name} and {init.name}, the generator to start from, each have a grid and "
@@ -72,6 +84,7 @@ def make_plan(request: Request, accelerator: Accelerator) -> MedicalDiffusionPla
         grid = GridPlan(**card.grid.model_dump())
         intensity, axes = card.intensity, networks.axes
         autoencoder, denoiser, diffusion_steps = networks.autoencoder, networks.denoiser, networks.steps
+        batch = plan_batch(grid, memory, processes)
     else:
         diffusion_steps = 300
         denoiser = UNetConfig()
@@ -79,21 +92,23 @@ def make_plan(request: Request, accelerator: Accelerator) -> MedicalDiffusionPla
             preset.check(fingerprint, channels)
             intensity, grid = preset.intensity(fingerprint), preset.grid(fingerprint)
             factor, axes = preset.downsampling, preset.axes
-            mirror_axes = request.mirror_axes or preset.augmentation.mirror_axes
-            augmentation = preset.augmentation.model_copy(update={"mirror_axes": mirror_axes})
+            augmentation = preset.augmentation
         else:
             intensity = plan_intensity(fingerprint, channels)
-            grid = plan_grid(fingerprint, MULTIPLE)
+            grid = fitting_grid(fingerprint, memory)
             factor = plan_factor(grid.shape)
             axes = plan_axes(grid, factor, denoiser.multiple)
+        batch = plan_batch(grid, memory, processes)
         positions = math.prod(n // factor for n in grid.shape)
         autoencoder = VQGANConfig(
             channels=len(channels),
             downsampling=(factor, factor, factor),
-            codes=plan_codes(positions * AutoencoderTraining.model_fields["batch"].default),
+            codes=plan_codes(positions * batch),
         )
+    if request.mirror_axes is not None:
+        augmentation = augmentation.model_copy(update={"mirror_axes": request.mirror_axes})
     latent = autoencoder.latent_shape([grid.shape[axis] for axis in axes])
-    affordable = 0.5 * available_memory(accelerator.device) / (math.prod(latent) * BYTES_PER_POSITION)
+    affordable = 0.5 * memory / (math.prod(latent) * BYTES_PER_POSITION)
     draft = MedicalDiffusionPlan(
         name=request.name,
         grid=grid,
@@ -108,10 +123,13 @@ def make_plan(request: Request, accelerator: Accelerator) -> MedicalDiffusionPla
         augmentation=augmentation,
         autoencoder_training=AutoencoderTraining(
             steps=1,
+            batch=batch,
             discriminator_start=0,
             perceptual=request.perceptual,
         ),
-        denoiser_training=DenoiserTraining(steps=1, rounds=1, batch=max(1, min(4, int(affordable)))),
+        denoiser_training=DenoiserTraining(
+            steps=1, rounds=1, batch=shared_evenly(DENOISER_BATCH, int(affordable), processes)
+        ),
         seed=request.seed,
         budget=request.budget,
         init=init.weights_hash if init is not None else None,
@@ -122,7 +140,7 @@ def make_plan(request: Request, accelerator: Accelerator) -> MedicalDiffusionPla
     denoiser_steps = int(DENOISER_SHARE * request.budget / denoising)
     if min(autoencoder_steps, denoiser_steps) < 1:
         raise too_small(request, accelerator, autoencoder=mean, denoiser=denoising)
-    encoding = plain / 3 / draft.autoencoder_training.batch
+    encoding = plain / 3 / (draft.autoencoder_training.batch // processes)
     rounds = int(CACHE_SHARE * request.budget / (fingerprint.cases * encoding))
     return draft.model_copy(
         update={
@@ -143,15 +161,42 @@ def make_plan(request: Request, accelerator: Accelerator) -> MedicalDiffusionPla
     )
 
 
+def fitting_grid(fingerprint: Fingerprint, memory: float) -> GridPlan:
+    """The grid of the data's median spacing, or of a coarser one where a volume would have more latents than
+    the largest published, or a training step on it take more than half of the memory (bytes). The finest axes
+    become coarser first, a twentieth at a time."""
+    most = min(MOST_POSITIONS * max(FACTORS) ** 3, 0.5 * memory / BYTES_PER_VOXEL)
+    spacing = list(fingerprint.spacing_median)
+    while math.prod((grid := plan_grid(fingerprint, MULTIPLE, spacing)).shape) > most:
+        if math.prod(grid.shape) == math.prod(MULTIPLE):
+            break
+        finest = min(spacing)
+        spacing = [max(s, 1.05 * finest) for s in spacing]
+    return grid
+
+
+def plan_batch(grid: GridPlan, memory: float, processes: int) -> int:
+    """Cases in a batch of the autoencoder: two where they take half of a process's memory (bytes) at most.
+    Raises DiffaugError where not one fits."""
+    needed = math.prod(grid.shape) * BYTES_PER_VOXEL
+    if needed > memory:
+        size = " x ".join(map(str, grid.shape))
+        raise DiffaugError(
+            f"a training step on one volume of {size} voxels takes about {needed / 1e9:.0f} GB, and "
+            f"{memory / 1e9:.0f} GB are free here: fit on a machine with more memory, or without the preset "
+            "or the generator to start from, which fixes the grid"
+        )
+    return shared_evenly(AUTOENCODER_BATCH, int(0.5 * memory / needed), processes)
+
+
 def plan_factor(shape: tuple[int, int, int]) -> int:
     """The smallest published down-sampling (2, 4 or 8) whose latent is no larger than a published one."""
-    for factor in (2, 4, 8):
+    for factor in FACTORS:
         if math.prod(n // factor for n in shape) <= MOST_POSITIONS:
             return factor
     size = " x ".join(map(str, shape))
     raise DiffaugError(
-        f"a grid of {size} voxels has more than {MOST_POSITIONS} latents even at a down-sampling of 8: crop "
-        "the cases to what matters, or give a plan with a coarser spacing or a smaller shape"
+        f"a grid of {size} voxels has more than {MOST_POSITIONS} latents even at a down-sampling of 8"
     )
 
 
@@ -184,21 +229,30 @@ def time_steps(plan: MedicalDiffusionPlan, accelerator: Accelerator) -> tuple[fl
     autoencoder = Reconstruction(plan.autoencoder).to(device)
     discriminators = Discriminators(plan.autoencoder.channels, plan.autoencoder_training.discriminator_norm)
     discriminators.to(device)
-    batch = plan.autoencoder_training.batch
+    # What one process has of a batch.
+    batch = plan.autoencoder_training.batch // accelerator.num_processes
     x = torch.randn(batch, len(plan.channels), *shape, device=device)
     slices = torch.zeros(batch, dtype=torch.long, device=device)
+    # Weights decide nothing about the time.
+    lpips = LPIPS().to(device) if plan.autoencoder_training.perceptual else None
+
+    def reconstruction() -> tuple[torch.Tensor, torch.Tensor]:
+        output, commitment, _, _ = autoencoder(x)
+        loss = (output - x).abs().mean() + commitment
+        if lpips is not None:
+            loss = loss + three_planes(output, x, lpips, torch.Generator())
+        return output, loss
 
     def plain() -> None:
         with accelerator.autocast():
-            output, commitment, _, _ = autoencoder(x)
-            loss = (output - x).abs().mean() + commitment
+            _, loss = reconstruction()
         loss.backward()
 
     def judged() -> None:
         with accelerator.autocast():
-            output, commitment, _, _ = autoencoder(x)
+            output, loss = reconstruction()
             real, fake = discriminators(x, slices), discriminators(output, slices)
-            loss = (output - x).abs().mean() + commitment + feature_matching(real, fake)
+            loss = loss + feature_matching(real, fake)
         loss.backward()
         with accelerator.autocast():
             outputs = [*discriminators(x, slices), *discriminators(output.detach(), slices)]
@@ -206,7 +260,7 @@ def time_steps(plan: MedicalDiffusionPlan, accelerator: Accelerator) -> tuple[fl
         loss.backward()
 
     denoiser = FactorisedUNet(plan.denoiser).to(device)
-    count = plan.denoiser_training.batch
+    count = plan.denoiser_training.batch // accelerator.num_processes
     latent = torch.randn(count, plan.denoiser.channels, *plan.autoencoder.latent_shape(shape), device=device)
     steps = torch.zeros(count, dtype=torch.long, device=device)
 

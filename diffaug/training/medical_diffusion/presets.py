@@ -6,7 +6,9 @@ augmentation. The canvases of a fit and the verbs of its generator follow from t
 
 What differs from the published preprocessing, in all of them: the orientation is canonical and the spacing
 known; beyond a scan lies background, not a middle grey; the scale does not depend on the voxels' dtype; only
-training cases are augmented, and a mirrored body stays a plausible one.
+training cases are augmented, by more than a mirror (and ADNI's factor on the intensities), and mirrored
+only where that makes no other anatomy: chests are not. Networks, batches and iterations are those of any
+other fit.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ Triple = tuple[float, float, float]
 
 # Air is -1000 HU and is part of every CT scan; MR images hold nothing as low.
 DARKEST_CT = -500.0
+# Length of a centred scan, of the grid's, at least.
+CENTRED_SCAN = 1.125
 # The grid's axes, to readers of messages.
 AXES = ("left-right", "posterior-anterior", "inferior-superior")
 # A rotation of a few degrees moves the ends of a slice of 256 voxels by more than the canvas's margin.
@@ -46,6 +50,7 @@ class Preset:
         axes: the grid's axes that the networks take for depth, height and width.
         window: HU that become -1 and 1; None for MR, where each scan's own minimum and maximum do.
         centred: the structure has to lie in the middle of the scan, amid background.
+        widest: how long a scan may be left-right, as a share of its length posterior-anterior; None for any.
         preparation: what to do with scans for which that, or the grid, does not hold.
     """
 
@@ -58,6 +63,7 @@ class Preset:
     window: tuple[float, float] | None
     augmentation: AugmentationConfig
     centred: bool
+    widest: float | None = None
     preparation: str = ""
 
     def grid(self, fingerprint: Fingerprint) -> GridPlan:
@@ -100,13 +106,25 @@ class Preset:
                 f"{self.name} is for MR; {found} and the channel is called {channels[0]!r}, so this is CT: "
                 "take another preset, or fit without one"
             )
-        if self.spacing is None or _all_labelled(fingerprint):
+        if _all_labelled(fingerprint):
             return
-        margin = self.augmentation.margin
+        across, along, _ = _lengths(fingerprint)
+        if self.widest is not None and across > self.widest * along:
+            raise DiffaugError(
+                f"the median scan is {across:.0f} mm long {AXES[0]} and {along:.0f} mm {AXES[1]}, "
+                f"{self.name} takes at most {self.widest:g} times as much: {self.preparation}; or give label "
+                "maps, around which the grid is laid"
+            )
+        if self.spacing is None:
+            return
+        reach = self.augmentation.reach(self.shape, self.spacing)
         for axis, length in enumerate(_lengths(fingerprint)):
             grid = self.shape[axis] * self.spacing[axis]
-            canvas = grid + 2 * margin * self.spacing[axis]
-            low, high = (canvas, LARGER_SCAN * grid) if self.centred else (0, LARGER_SCAN * canvas)
+            canvas = grid + 2 * reach[axis] * self.spacing[axis]
+            # A scan whose structure was brought to the middle is a little longer than the grid.
+            low, high = (
+                (CENTRED_SCAN * grid, LARGER_SCAN * grid) if self.centred else (0, LARGER_SCAN * canvas)
+            )
             if not low <= length <= high:
                 raise DiffaugError(
                     f"the median scan is {length:.0f} mm long {AXES[axis]}, {self.name} takes {low:.0f} to "
@@ -173,8 +191,8 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="brain-adni",
             description="Brain MR, T1 MP-RAGE, skull-stripped (0 around the brain), as ADNI's: the brain's "
-            "box in 64^3 voxels of 3 mm. The published run stretched every box to 64^3, so that its voxels "
-            "had another size in every case.",
+            "box in 64^3 voxels of 3 mm. The published run padded every box to a cube of its longest side "
+            "and resized that to 64^3, so that voxels had another size in every case.",
             shape=(64, 64, 64),
             spacing=(3.0, 3.0, 3.0),
             downsampling=2,
@@ -188,8 +206,9 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="breast-duke",
             description="Breast MR, axial T1 without fat saturation, as DUKE's, cut into a left and a right "
-            "half: 32 axial slices of 256 x 256 at the data's spacing. Mirrored left-right; the published "
-            "run mirrored front to back.",
+            "half: 32 axial slices of 256 x 256 at the data's spacing, coarser where a half would not fit; "
+            "the published run cropped it there. Mirrored left-right; the published run mirrored front to "
+            "back.",
             shape=(256, 256, 32),
             spacing=None,
             downsampling=8,
@@ -197,19 +216,22 @@ PRESETS: dict[str, Preset] = {
             window=None,
             augmentation=WIDE_SLICES,
             centred=False,
+            widest=0.75,
             preparation="cut the scans into halves (split_breasts in "
             "diffaug.training.medical_diffusion.pipelines)",
         ),
         Preset(
             name="chest-lidc",
             description="Chest CT in HU, as LIDC-IDRI's: the middle 320 mm in 128^3 voxels of 2.5 mm, -1000 "
-            "to 400 HU; air beyond the scan. Mirrored left-right, as in the published run.",
+            "to 400 HU; air beyond the scan. The published run mirrored half of the volumes, which puts "
+            "hearts on the right or backs in front, and clipped after two cubic interpolations (to 1 mm, "
+            "then to 2.5), here it is before a linear one.",
             shape=(128, 128, 128),
             spacing=(2.5, 2.5, 2.5),
             downsampling=8,
             axes=(2, 1, 0),
             window=(-1000.0, 400.0),
-            augmentation=AugmentationConfig(mirror_axes=(0,)),
+            augmentation=AugmentationConfig(),
             centred=False,
             preparation='crop the scans to the chest (torchio.CropOrPad(380, units="mm", only_crop=True))',
         ),

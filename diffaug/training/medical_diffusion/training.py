@@ -12,6 +12,7 @@ from diffaug.generators.networks import MedicalDiffusionNetworks
 from diffaug.progress import Progress
 from diffaug.training.cases import Canvases
 from diffaug.training.medical_diffusion.autoencoder import train_autoencoder
+from diffaug.training.medical_diffusion.codebook import drop_dead
 from diffaug.training.medical_diffusion.denoiser import train_denoiser
 from diffaug.training.medical_diffusion.plan import MedicalDiffusionPlan
 from diffaug.training.trained import Trained
@@ -38,10 +39,11 @@ def train(
         initial=initial.autoencoder if initial else None,
         perceptual=perceptual,
     )
-    # Live codes alone: dead ones are latents of the last batch, and would make the scale depend on it.
-    latent_range = vqgan.codebook.range(live_only=True)
     if initial is not None and plan.autoencoder_training.steps == 0:
         latent_range = initial.networks.latent_range
+    else:
+        drop_dead(vqgan.codebook)
+        latent_range = vqgan.codebook.range(live_only=True)
     denoiser, denoiser_history = train_denoiser(
         vqgan,
         latent_range,
@@ -80,6 +82,7 @@ def train(
         networks,
         model,
         {"autoencoder": autoencoder_history, "denoiser": denoiser_history},
+        len(validation.evaluated()),
         figures,
         Defaults(
             sampler="ancestral", steps=plan.diffusion_steps, shift=1.0, guidance=1.0, sample_guidance=1.0

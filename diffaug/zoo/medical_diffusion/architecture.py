@@ -113,7 +113,7 @@ def infer_steps(file: DenoiserFile) -> int:
     """
     (steps,) = shape_of(file.schedule, "betas", 1, file.path)
     expected = CosineSchedule(steps).buffers()
-    _require_fit(file.schedule, expected, file.path, f"the tables of a schedule of {steps} steps")
+    _require_fit(file.schedule, expected, file.path, f"schedule of {steps} steps")
     for name, table in expected.items():
         found = file.schedule[name]
         # Powers of two of rounding, wherever it was computed; another schedule differs in the first digit.

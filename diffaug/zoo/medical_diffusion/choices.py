@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
+from diffaug.generators.grid import Outside
 from diffaug.generators.intensity import IntensityConvention
 from diffaug.generators.vqgan import PaddingMode
 
@@ -29,6 +30,7 @@ class Choices(BaseModel):
     padding: PaddingMode | None = Field(default=None, description="of the VQ-GAN's encoder")
     denoiser_groups: PositiveInt | None = Field(default=None, description="of the U-Net's normalisation")
     clip: bool | None = Field(default=None, description="samplers clip the clean latent to [-1, 1]")
+    bfloat16: bool | None = Field(default=None, description="the networks may compute in mixed precision")
     sampler: str | None = None
     steps: PositiveInt | None = Field(default=None, description="of the sampler")
     shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
@@ -36,6 +38,9 @@ class Choices(BaseModel):
     )
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(default=None, description="mm")
     orientation: tuple[str, str, str] | None = Field(default=None, description="axis codes, such as RAS")
+    outside: Outside | None = Field(
+        default=None, description="what images show on the grid beyond the end of a scan"
+    )
     axes: tuple[int, int, int] | None = Field(
         default=None, description="the grid's axes that the networks take for depth, height and width"
     )
@@ -52,6 +57,9 @@ class Choices(BaseModel):
         if "sampler" in said:
             # The other's steps are those of its own sampler.
             said.setdefault("steps", None)
+        elif said.get("clip") is False and other.sampler == "ancestral":
+            # It does not go without clipping.
+            said |= {"sampler": None, "steps": said.get("steps")}
         return other.model_copy(update=said)
 
 

@@ -11,6 +11,7 @@ from diffaug.generators.card import Card
 from diffaug.generators.generator import Generator
 from diffaug.generators.medical_diffusion import MedicalDiffusion
 from diffaug.generators.networks import MedicalDiffusionNetworks
+from diffaug.generators.vqgan import Codebook
 from diffaug.zoo.folders import new_folder
 from diffaug.zoo.medical_diffusion.choices import Choices
 from diffaug.zoo.medical_diffusion.reading import OWN_ENTRY, State
@@ -49,7 +50,9 @@ def export_medical_diffusion(generator: Generator, output: Path | str) -> list[s
     ]
     vqgan = _cpu(model.autoencoder.state_dict())
     del vqgan["codebook.initialised"]
-    replaced = _set_range(vqgan["codebook.embeddings"], vqgan["codebook.N"], networks.latent_range, card.name)
+    replaced = _set_range(
+        vqgan["codebook.embeddings"], model.autoencoder.codebook, networks.latent_range, card.name
+    )
     if replaced:
         notes.append(
             f"{replaced} of the {networks.autoencoder.codes} codes, unused in training, lay outside the "
@@ -87,14 +90,14 @@ def _cpu(state: State) -> State:
     return {key: tensor.cpu().clone() for key, tensor in state.items()}
 
 
-def _set_range(codes: Tensor, counts: Tensor, latent_range: tuple[float, float], name: str) -> int:
-    """Overwrite codes `(K, Z)` that training did not use and that lie outside the range by a used one, in
+def _set_range(codes: Tensor, book: Codebook, latent_range: tuple[float, float], name: str) -> int:
+    """Overwrite codes `(K, Z)` of the codebook that are dead and lie outside the range by a live one, in
     place; returns how many."""
     low, high = latent_range
     outside = ((codes < low) | (codes > high)).any(dim=1)
-    unused = outside & (counts < 1)
+    unused = outside & ~book.live.cpu()
     if bool(unused.any()):
-        codes[unused] = codes[counts.argmax()].clone()
+        codes[unused] = codes[int(book.N.argmax())].clone()
     found = float(codes.min()), float(codes.max())
     if found != (low, high):
         raise CardError(
@@ -139,11 +142,13 @@ def _own_entry(networks: MedicalDiffusionNetworks, card: Card) -> dict[str, Any]
     choices = Choices(
         denoiser_groups=networks.denoiser.groups,
         clip=networks.clip,
+        bfloat16=networks.bfloat16,
         sampler=card.defaults.sampler,
         steps=card.defaults.steps,
         shape=networks.shape,
         spacing=card.grid.spacing,
         orientation=card.grid.orientation,
+        outside=card.grid.outside,
         axes=networks.axes,
         intensity=card.intensity,
         channels=card.channels,

@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from pydantic import ValidationError
 
-from diffaug import __version__
 from diffaug.errors import CardError, DiffaugError
 from diffaug.generators.architectures import make_model
 from diffaug.generators.card import Card, CardGrid, Defaults, Training
@@ -15,6 +14,7 @@ from diffaug.generators.generator import Generator
 from diffaug.generators.intensity import IntensityConvention
 from diffaug.generators.model import Model
 from diffaug.generators.networks import VERBS, MedicalDiffusionNetworks
+from diffaug.version import __version__
 from diffaug.zoo.folders import check_new, new_folder
 from diffaug.zoo.medical_diffusion.architecture import (
     describe,
@@ -88,6 +88,7 @@ def import_medical_diffusion(
                 # As the authors' code has it: with the codes that training no longer used.
                 "latent_range": (float(codes.min()), float(codes.max())),
                 "clip": settled.clip is not False,
+                "bfloat16": settled.bfloat16 is True,
             }
         )
         card = _card(networks, settled, vqgan, unet, weights, name or output.resolve().name)
@@ -174,7 +175,7 @@ def _card(
     intensity = _for_each_channel(intensity, networks.channels)
     kind = "CT" if intensity.kind == "window" else "MR"
     kinds = [kind] if networks.channels == 1 else [f"{kind} {n}" for n in range(networks.channels)]
-    sampler = settled.sampler or "ancestral"
+    sampler = settled.sampler or networks.samplers[0]
     task = "Inpainting" if networks.masked else "Unconditional"
     return Card(
         name=name,
@@ -183,7 +184,10 @@ def _card(
         architecture="medical-diffusion",
         networks=networks,
         grid=CardGrid(
-            orientation=settled.orientation or ("R", "A", "S"), spacing=settled.spacing, shape=networks.shape
+            orientation=settled.orientation or ("R", "A", "S"),
+            spacing=settled.spacing,
+            shape=networks.shape,
+            outside=settled.outside or "mirror",
         ),
         extent=settled.extent or "object",
         channels=settled.channels or kinds,
@@ -192,7 +196,10 @@ def _card(
         verbs=[verb for verb in VERBS if verb in networks.verbs],
         defaults=Defaults(
             sampler=sampler,
-            steps=settled.steps or (networks.steps_of(sampler, 0) if sampler in networks.samplers else 1),
+            # A sampler that there is not gets the card's error, not one here.
+            steps=settled.steps or (networks.steps_of(sampler) if sampler in networks.samplers else 1),
+            shift=1.0,
+            sample_guidance=1.0,
         ),
         training=Training(
             dataset=settled.dataset or "unknown",

@@ -103,6 +103,12 @@ def _tensors(content: dict[Any, Any], name: str, path: Path, kind: str) -> State
         raise CardError(f"{path} is not {kind}: it has no {name!r}, only {sorted(map(str, content))[:8]}")
     if wrong := [key for key, value in state.items() if not isinstance(value, Tensor)]:
         raise CardError(f"{path}: {name}[{wrong[0]!r}] is a {type(state[wrong[0]]).__name__}, not a tensor")
+    # A stride of 0 lets a few bytes claim to be any size.
+    if wrong := [k for k, t in state.items() if t.numel() * t.element_size() > t.untyped_storage().nbytes()]:
+        raise CardError(
+            f"{path}: {name}[{wrong[0]!r}] says that it has {state[wrong[0]].numel()} numbers, more than the "
+            "file holds"
+        )
     return {str(key): t.detach().float() if t.is_floating_point() else t for key, t in state.items()}
 
 
@@ -139,10 +145,11 @@ def _said(content: dict[Any, Any], choices: Choices, path: Path) -> Choices:
         part if isinstance(part, dict) else {}
         for part in ((cfg.get("model"), cfg.get("dataset")) if isinstance(cfg, dict) else (None, None))
     )
-    if model.get("norm_type") not in (None, "group"):
+    norm = model.get("norm_type")
+    if norm not in (None, "group"):
         raise CardError(
-            f"{path}: cfg.model.norm_type is {model['norm_type']!r}; only networks with group norm are "
-            "supported"
+            f"{path}: cfg.model.norm_type is {norm if isinstance(norm, str) else type(norm).__name__!r}; "
+            "only networks with group norm are supported"
         )
     factors = model.get("downsample")
     found = {
