@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from diffaug.cli.allocator import keep_freed_memory
 from diffaug.cli.build import build
 from diffaug.cli.checkpoints import export_app, import_app
 from diffaug.cli.fit import fit
@@ -49,3 +50,4 @@ def main(
     ] = False,
 ) -> None:
     """Generate and augment labelled 3D medical images with diffusion models."""
+    keep_freed_memory()
