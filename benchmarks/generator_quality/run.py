@@ -19,6 +19,7 @@ from bench import STEPS, Bench, Cell, say
 from figures import FIGURES
 from report import write_report
 
+from diffaug.cli.allocator import keep_freed_memory
 from diffaug.files import atomic_write_json
 
 HERE = Path(__file__).parent
@@ -66,6 +67,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.data is None:
         parser.error("say where the scans are: --data, or the environment variable DIFFAUG_DATA")
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     bench = Bench(
         options.generator,

@@ -27,6 +27,7 @@ from figures import segmenter_dice  # noqa: E402
 from measure import busy_seconds, machine, say  # noqa: E402
 from report import arm_mean, shown  # noqa: E402
 
+from diffaug.cli.allocator import keep_freed_memory  # noqa: E402
 from diffaug.files import atomic_path, atomic_write_json, atomic_write_text  # noqa: E402
 from diffaug.generators.generator import Generator  # noqa: E402
 from diffaug.generators.hardware import has_bfloat16  # noqa: E402
@@ -82,6 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.data is None:
         parser.error("say where the scans are: --data, or the environment variable DIFFAUG_DATA")
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     folder = options.results / options.subset
     for point in (each for each in POINTS if each.name.startswith(tuple(options.only))):
