@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def space_to_depth(x: Tensor, factors: Sequence[int]) -> Tensor:
@@ -25,9 +26,39 @@ def depth_to_space(x: Tensor, factors: Sequence[int]) -> Tensor:
     return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, c // (fi * fj * fk), i * fi, j * fj, k * fk)
 
 
+class Conv3d(nn.Conv3d):
+    """`nn.Conv3d` with integer padding by zeros, which is right on small volumes too.
+
+    Where an axis is shorter than the kernel, the zeros are written out: oneDNN's bfloat16 gradient of the
+    weights leaves part of them unset there, writes out of bounds, or never ends (torch 2.15 on Zen 5: kernel
+    3 at a depth of 2, kernel 4 with stride 2 at a height of 2, kernel 7 at heights of 1 and 2).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        margins = [int(margin) for margin in self.padding]
+        if all(n >= k or not m for n, k, m in zip(x.shape[2:], self.kernel_size, margins, strict=True)):
+            return super().forward(x)
+        padded = F.pad(x, [margin for margin in reversed(margins) for _ in range(2)])
+        return F.conv3d(padded, self.weight, self.bias, self.stride)
+
+
+class ConvTranspose3d(nn.ConvTranspose3d):
+    """`nn.ConvTranspose3d` that is right on small volumes too: see `Conv3d`. Where an axis of the output is
+    shorter than the kernel, what padding takes away is computed and cut off."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        margins = [int(margin) for margin in self.padding]
+        axes = zip(x.shape[2:], self.stride, margins, strict=True)
+        if all((n - 1) * stride >= 2 * margin for n, stride, margin in axes):
+            return super().forward(x)
+        whole = F.conv_transpose3d(x, self.weight, self.bias, self.stride)
+        cut = [slice(margin, n - margin) for n, margin in zip(whole.shape[2:], margins, strict=True)]
+        return whole[:, :, cut[0], cut[1], cut[2]]
+
+
 def conv3(inputs: int, outputs: int) -> nn.Conv3d:
     """3x3x3 convolution that keeps the size."""
-    return nn.Conv3d(inputs, outputs, kernel_size=3, padding=1)
+    return Conv3d(inputs, outputs, kernel_size=3, padding=1)
 
 
 def conv1(inputs: int, outputs: int) -> nn.Conv3d:

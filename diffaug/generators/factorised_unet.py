@@ -11,9 +11,8 @@ from math import log
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from diffaug.generators.blocks import Float32GroupNorm
+from diffaug.generators.blocks import Conv3d, ConvTranspose3d, Float32GroupNorm
 
 # Buckets of the relative position bias (Raffel et al. 2020) and the distance from which all share the last.
 BUCKETS = 32
@@ -120,24 +119,6 @@ class ChannelNorm(nn.Module):
         return ((y - mean) * (variance + 1e-5).rsqrt() * self.gamma).to(x.dtype)
 
 
-class InPlaneDoubling(nn.ConvTranspose3d):
-    """Transposed convolution by 4 x 4 that doubles height and width.
-
-    Where the height is 1, computed slice by slice in two dimensions: in three, oneDNN's bfloat16 gradient of
-    the weights never ends there (torch 2.15 on Zen 5). Elsewhere a training step would take a tenth longer.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, (1, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        if x.shape[-2] > 1:
-            return super().forward(x)
-        slices = x.transpose(1, 2).flatten(0, 1)
-        doubled = F.conv_transpose2d(slices, self.weight[:, :, 0], self.bias, stride=2, padding=1)
-        return doubled.unflatten(0, (len(x), -1)).transpose(1, 2)
-
-
 class Residual(nn.Module):
     """`x + fn(x)`."""
 
@@ -236,7 +217,7 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
-        self.proj = nn.Conv3d(inputs, outputs, (1, 3, 3), padding=(0, 1, 1))
+        self.proj = Conv3d(inputs, outputs, (1, 3, 3), padding=(0, 1, 1))
         self.norm = Float32GroupNorm(groups, outputs)
 
     def forward(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
@@ -324,7 +305,7 @@ class FactorisedUNet(nn.Module):
         rotary = RotaryEmbedding(min(32, config.head_dim))
         margin = config.kernel // 2
         self.time_rel_pos_bias = RelativePositionBias(config.heads)
-        self.init_conv = nn.Conv3d(
+        self.init_conv = Conv3d(
             config.channels, dim, (1, config.kernel, config.kernel), padding=(0, margin, margin)
         )
         self.init_temporal_attn = depth_attention(config, dim, rotary)
@@ -335,12 +316,13 @@ class FactorisedUNet(nn.Module):
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         for inputs, outputs in pairs:
             coarsest = len(self.downs) == len(pairs) - 1
-            halve = nn.Conv3d(outputs, outputs, (1, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1))
+            halve = Conv3d(outputs, outputs, (1, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1))
             down = nn.Identity() if coarsest else halve
             self.downs.append(Level(config, inputs, outputs, rotary, down))
         for inputs, outputs in reversed(pairs):
             finest = len(self.ups) == len(pairs) - 1
-            up = nn.Identity() if finest else InPlaneDoubling(inputs)
+            double = ConvTranspose3d(inputs, inputs, (1, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1))
+            up = nn.Identity() if finest else double
             self.ups.append(Level(config, 2 * outputs, inputs, rotary, up))
         widest = config.widths[-1]
         self.mid_block1 = ResnetBlock(widest, widest, config.groups, time)

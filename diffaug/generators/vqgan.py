@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from diffaug.generators.blocks import Float32GroupNorm
+from diffaug.generators.blocks import ConvTranspose3d, Float32GroupNorm
 
 PaddingMode = Literal["replicate", "constant", "reflect", "circular"]
 # Bytes that the distances between latents and codes may take. All 16384 codes against a 32^3 latent would be
@@ -104,7 +104,7 @@ class SamePadConvTranspose3d(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: tuple[int, int, int]) -> None:
         super().__init__()
         self.amounts = same_padding((kernel,) * 3, stride)
-        self.convt = nn.ConvTranspose3d(inputs, outputs, kernel, stride=stride, padding=kernel - 1)
+        self.convt = ConvTranspose3d(inputs, outputs, kernel, stride=stride, padding=kernel - 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convt(nn.functional.pad(x, self.amounts, mode="replicate"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffaug.generators.blocks import Float32GroupNorm
+from diffaug.generators.blocks import Conv3d, Float32GroupNorm
 
 
 class PatchDiscriminator(nn.Module):
@@ -24,7 +24,7 @@ class PatchDiscriminator(nn.Module):
         self, dimensions: Literal[2, 3], channels: int = 1, norm: Literal["group", "batch"] = "batch"
     ) -> None:
         super().__init__()
-        convolution = nn.Conv2d if dimensions == 2 else nn.Conv3d
+        convolution = nn.Conv2d if dimensions == 2 else Conv3d
         batch_norm = nn.BatchNorm2d if dimensions == 2 else nn.BatchNorm3d
         widths = [channels, 64, 128, 256, 512, 1]
         strides = [2, 2, 2, 1, 1]
