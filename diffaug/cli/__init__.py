@@ -13,6 +13,7 @@ from diffaug.cli.build import build
 from diffaug.cli.checkpoints import export_app, import_app
 from diffaug.cli.fit import fit
 from diffaug.cli.verbs import COMMANDS
+from diffaug.cli.wording import with_options
 from diffaug.errors import DiffaugError
 from diffaug.version import __version__
 
@@ -24,7 +25,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except DiffaugError as error:
-            typer.secho(f"diffaug: {error}", err=True, fg=typer.colors.RED)
+            typer.secho(f"diffaug: {with_options(str(error))}", err=True, fg=typer.colors.RED)
             raise typer.Exit(1) from error
 
 

@@ -57,7 +57,7 @@ def parse_numbers(text: str, count: int, option: str) -> tuple[float, ...]:
     except ValueError:
         numbers = ()
     if len(numbers) != count or not all(map(isfinite, numbers)):
-        example = {2: "0,100", 3: "64,64,64"}[count]
+        example = "2,2,2" if option == "--downsampling" else {2: "0,100", 3: "64,64,64"}[count]
         raise typer.BadParameter(
             f"{text!r} is not {count} numbers; write them like {example}", param_hint=option
         )
@@ -216,7 +216,7 @@ def import_medical_diffusion(
             }
         )
     except ValidationError as error:
-        raise typer.BadParameter(problems(error)) from error
+        raise typer.BadParameter(problems(error, "--")) from error
     generator = convert(
         denoiser,
         output,
@@ -260,10 +260,17 @@ def _intensity(window: list[str], percentiles: str | None, typical: list[str]) -
         return choices.window([_pair(text, "--window") for text in window])
     if percentiles:
         pairs = [_pair(text, "--typical") for text in typical] or [(0.0, 1000.0)]
-        return choices.percentiles(*_pair(percentiles, "--percentiles"), pairs)
+        low, high = _pair(percentiles, "--percentiles")
+        if not 0 <= low < 50 < high <= 100:
+            raise typer.BadParameter(
+                f"{percentiles!r} must be a percentile below 50 and one above", param_hint="--percentiles"
+            )
+        return choices.percentiles(low, high, pairs)
     return None
 
 
 def _pair(text: str, option: str) -> tuple[float, float]:
     low, high = parse_numbers(text, 2, option)
+    if low >= high:
+        raise typer.BadParameter(f"{text!r} must be the lower number, then the higher", param_hint=option)
     return low, high

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,15 +20,6 @@ if TYPE_CHECKING:
 
 NIFTI = (".nii.gz", ".nii")
 LATENT = (".safetensors",)
-# Arguments of the verbs, as error messages name them, and the options of the commands.
-_OPTIONS = (
-    (r"label_mapping=\{your id: generator id\}, for example \{(\d+): (\d+)\}", r"--label-mapping \1=\2"),
-    (r"\blabel_mapping\b", "--label-mapping"),
-    (r"\bbox=(\(\(i0.*?k1\)\)|\.\.\.)", "--box I0:I1,J0:J1,K0:K1"),
-    (r"\bpass the label map, or allow_label_drift=True", "add --label, or --allow-label-drift"),
-    (r"\ballow_label_drift=True", "--allow-label-drift"),
-    (r"\bresidual=False", "--plain"),
-)
 # Parameters worth a line on stderr.
 _SHOWN = ("seed", "strength", "sampler", "steps", "guidance")
 
@@ -94,13 +84,11 @@ class Job:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Errors name the file that they are about, and options instead of arguments."""
+        """Errors name the file that they are about."""
         try:
             yield
         except DiffaugError as error:
             message = str(error)
-            for argument, option in _OPTIONS:
-                message = re.sub(argument, option, message)
             files = [self.label] if isinstance(error, LabelError) and self.label else self.inputs[:1]
             if not any(str(file) in message for file in self.inputs):
                 message = ": ".join([*map(str, files), message])

@@ -443,13 +443,15 @@ def _named_path(root: Path, entry: Any, where: str, problems: list[str]) -> Path
         return None
     path = root / entry
     try:
-        inside = path.resolve().is_relative_to(root.resolve())
+        target = path.resolve()
+        inside = target.is_relative_to(root.resolve())
     except (OSError, RuntimeError, ValueError):
-        inside = False
+        target, inside = path, False
     if not inside:
+        link = ", by a symbolic link" if ".." not in path.parts and not Path(entry).is_absolute() else ""
         problems.append(
-            f"{where} is {entry!r}, which leads out of the dataset's folder: move the file into it, or name "
-            "the folders yourself (diffaug fit --images ... --labels ...)"
+            f"{where} is {entry!r}, which leads out of the dataset's folder to {target}{link}: put the file "
+            "itself there, or name the folders yourself (diffaug fit --images ... --labels ...)"
         )
         return None
     return path

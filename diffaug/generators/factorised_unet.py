@@ -40,7 +40,7 @@ class UNetConfig(BaseModel):
         if not self.dim_mults:
             raise ValueError("dim_mults is empty: give one multiple of dim for each level")
         if wrong := sorted({w for w in self.widths if w % self.groups}):
-            raise ValueError(f"groups {self.groups} must divide the level widths, not {wrong}")
+            raise ValueError(f"groups {self.groups} must divide the level widths, not so {wrong}")
         if self.dim % 2 or self.kernel % 2 == 0 or self.head_dim % 2:
             raise ValueError(
                 "dim and head_dim must be even and kernel odd, "

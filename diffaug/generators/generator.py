@@ -279,7 +279,8 @@ class Generator:
         decoded = self._chunked(self.model.decode_image, varied)[0].to(image.device)
         if residual:
             original = self._chunked(self.model.decode_image, clean)[0].to(image.device)
-            return add_differences(image, cases, decoded - original)
+            clip = self.card.intensity.clip
+            return add_differences(image, cases, decoded.clamp(-clip, clip) - original.clamp(-clip, clip))
         return replace(image, cases, decoded)
 
     @torch.no_grad()

@@ -27,6 +27,11 @@ from diffaug.generators.networks import MedicalDiffusionNetworks
 from diffaug.generators.seeds import CaseNoise
 from diffaug.generators.vqgan import VQGAN
 
+CITATION = (
+    "Khader F et al. Denoising diffusion probabilistic models for 3D medical image generation. Scientific "
+    "Reports 13:7303, 2023. doi:10.1038/s41598-023-34341-2"
+)
+
 
 class MedicalDiffusion(Model):
     """Sampling, varying and inpainting in latent space; it knows no labels."""

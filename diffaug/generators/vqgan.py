@@ -48,7 +48,7 @@ class VQGANConfig(BaseModel):
         if wrong := sorted(width for width in widths if width % self.groups):
             raise ValueError(
                 f"groups {self.groups} must divide the channel counts {sorted(widths)} (hidden times powers "
-                f"of two), not {wrong}"
+                f"of two), not so {wrong}"
             )
         return self
 

@@ -10,7 +10,7 @@ from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 from diffaug.errors import DiffaugError
 from diffaug.generators.generator import Generator
 from diffaug.generators.joint_flow import JointFlow
-from diffaug.generators.medical_diffusion import MedicalDiffusion
+from diffaug.generators.medical_diffusion import CITATION, MedicalDiffusion
 from diffaug.progress import Progress
 from diffaug.training.cases import Canvases
 from diffaug.training.joint_flow.plan import JointFlowPlan
@@ -24,6 +24,8 @@ from diffaug.training.trained import Trained
 
 Plan = JointFlowPlan | MedicalDiffusionPlan
 ARCHITECTURES = ("joint-flow", "medical-diffusion")
+# Whom users of a generator cite beside its data.
+CITATIONS: dict[str, list[str]] = {"joint-flow": [], "medical-diffusion": [CITATION]}
 
 
 def _architecture_of(plan: Any) -> str:
@@ -52,7 +54,7 @@ def read_plan(path: Path) -> Plan:
         raise DiffaugError(f"cannot read the plan {path}: {error}") from error
     except ValidationError as error:
         lines = "\n".join(
-            f"  {'.'.join(str(part) for part in e['loc'] if part not in ARCHITECTURES)}: {e['msg']}"
+            f"  {'.'.join(str(part) for part in e['loc'] if part not in ARCHITECTURES) or 'file'}: {e['msg']}"
             for e in error.errors()
         )
         raise DiffaugError(f"the plan {path} is not valid:\n{lines}") from error

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from diffaug.datasets.reading import Dataset
 from diffaug.datasets.volumes import CaseFiles, LoadedCase, load_case
 from diffaug.files import sha256_file
+from diffaug.generators.intensity import trim_padding
 from diffaug.progress import Progress
 
 ORIENTATION = ("R", "A", "S")
@@ -20,7 +21,9 @@ ORIENTATION = ("R", "A", "S")
 class Fingerprint(BaseModel):
     """Shapes, spacings, intensities and labels of the training cases; axes in the grid's orientation (RAS).
 
-    Lists have one entry per axis or per channel. Percentiles are over cases.
+    Lists have one entry per axis or per channel. Intensities are medians over the cases of each one's 0.5 and
+    99.5 percentiles (low, high) and of its least and greatest value without constant padding (min, max); the
+    percentiles of label volumes are over cases.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,12 +37,14 @@ class Fingerprint(BaseModel):
     label_volumes_mm3: dict[int, list[float]]
     intensity_low: list[float]
     intensity_high: list[float]
+    intensity_min: list[float]
+    intensity_max: list[float]
 
 
 def take_fingerprint(dataset: Dataset, names: Sequence[str], progress: Progress) -> Fingerprint:
     """Read the named cases once and summarise them."""
     cases = [case for case in dataset.cases if case.name in set(names)]
-    shapes, spacings, lows, highs = [], [], [], []
+    shapes, spacings, lows, highs, ends = [], [], [], [], []
     boxes: list[NDArray[np.float64]] = []
     volumes: dict[int, list[float]] = {v: [] for v in dataset.labels if v != 0}
     with progress.task("fingerprint", total=len(cases)) as task:
@@ -51,9 +56,12 @@ def take_fingerprint(dataset: Dataset, names: Sequence[str], progress: Progress)
             spacings.append(spacing)
             lows.append(np.percentile(loaded.image, 0.5, axis=(1, 2, 3)))
             highs.append(np.percentile(loaded.image, 99.5, axis=(1, 2, 3)))
+            scans = [trim_padding(channel) for channel in loaded.image]
+            ends.append([(scan.min(), scan.max()) for scan in scans])
             if loaded.label is not None:
                 _add_label(loaded, axes, spacing, boxes, volumes)
             task.advance()
+    least, greatest = np.median(ends, axis=0).T
     return Fingerprint(
         cases=len(cases),
         labelled_cases=sum(case.label is not None for case in cases),
@@ -68,6 +76,8 @@ def take_fingerprint(dataset: Dataset, names: Sequence[str], progress: Progress)
         },
         intensity_low=[float(v) for v in np.median(lows, axis=0)],
         intensity_high=[float(v) for v in np.median(highs, axis=0)],
+        intensity_min=[float(v) for v in least],
+        intensity_max=[float(v) for v in greatest],
     )
 
 

@@ -16,7 +16,7 @@ from diffaug.generators.card import Card, CardGrid, Training
 from diffaug.generators.generator import Generator
 from diffaug.generators.networks import VERBS
 from diffaug.progress import Progress
-from diffaug.training.architectures import Plan, make_plan, read_plan, train
+from diffaug.training.architectures import CITATIONS, Plan, make_plan, read_plan, train
 from diffaug.training.cases import Canvases, check_extents, make_canvases
 from diffaug.training.checks import (
     check_options,
@@ -28,8 +28,10 @@ from diffaug.training.checks import (
 )
 from diffaug.training.fingerprint import Fingerprint, file_hashes, record_training_scans, take_fingerprint
 from diffaug.training.medical_diffusion.perceptual import load_lpips
+from diffaug.training.medical_diffusion.plan import MedicalDiffusionPlan
+from diffaug.training.medical_diffusion.planning import check_memory
 from diffaug.training.medical_diffusion.presets import find_preset
-from diffaug.training.planning import Request
+from diffaug.training.planning import Request, available_memory
 from diffaug.training.processes import decide, make_accelerator
 from diffaug.training.report import validation_report
 from diffaug.training.subsets import Subsets, split_cases
@@ -46,6 +48,10 @@ DESCRIPTIONS = {
 DEFAULT_BUDGET = 4 * 3600.0
 # Dice of label round trips or of `segment` below which a generator makes labels that are worth nothing.
 USELESS = 0.5
+# Noise loss above which a denoiser makes noise: 0.8 is none found; a useful one has less than 0.2.
+USELESS_NOISE = 0.4
+# Steps of a denoiser below which a plan is warned of.
+FEW_STEPS = 500
 _README = """Stays with you: this folder holds your scans (canvases, latents), checkpoints, and
 training_scans.json, the salted hashes by which diffaug recognises the scans that trained this generator.
 The folder above may be shared without it, once you have examined what the generator makes.
@@ -102,6 +108,8 @@ def fit_generator(
     start = load(init) if init is not None else None
     if start is not None and architecture is None:
         architecture = start.card.architecture
+    if perceptual and architecture == "joint-flow":
+        raise DiffaugError("joint-flow has no perceptual loss, medical-diffusion has: leave --perceptual out")
     hashes = _perceptual_hashes(perceptual)
     saved_plan, asked_plan = output / "plan.json", read_plan(plan) if plan else None
     if asked_plan is not None and asked_plan.init is None and start is not None:
@@ -142,7 +150,14 @@ def fit_generator(
                 preset=preset,
                 perceptual=hashes,
             )
-            planned = make_plan(architecture or DEFAULT_ARCHITECTURE, request, accelerator)
+            with progress.console.status("timing training steps"):
+                planned = make_plan(architecture or DEFAULT_ARCHITECTURE, request, accelerator)
+            if planned.denoiser_training.steps < FEW_STEPS:
+                progress.note(
+                    f"Warning: a budget of {planned.budget:.0f} s buys {planned.denoiser_training.steps} "
+                    "steps of the denoiser here; a useful fit needs thousands: take a larger --budget, or a "
+                    "faster machine."
+                )
             if preset is None and start is None:
                 _tell_coarser(planned, request.fingerprint, progress)
             return planned
@@ -156,6 +171,8 @@ def fit_generator(
 
         decide(accelerator, check_recipe)
     check_plan(settled, dataset, accelerator.num_processes)
+    if isinstance(settled, MedicalDiffusionPlan):
+        check_memory(settled.grid, available_memory(accelerator))
     check_extents(settled, [*subsets.train, *subsets.validation])
     check_perceptual(settled, hashes)
     if settled.autoencoder_training.steps == 0 and start is None:
@@ -248,7 +265,7 @@ def make_card(plan: Plan, trained: Trained, dataset: Dataset, subsets: Subsets, 
             init=init,
         ),
         licence=dataset.licence or "unknown: the training data's licence was not stated",
-        citation=[dataset.reference] if dataset.reference else [],
+        citation=[*([dataset.reference] if dataset.reference else []), *CITATIONS[plan.architecture]],
         files={},
         versions=versions(),
     )
@@ -261,7 +278,8 @@ def _fingerprint(
     file, hashes = private / "fingerprint.json", file_hashes(subsets.train)
     if file.exists():
         kept = read_json(file)
-        if kept.get("files") == hashes:
+        # One of an earlier version, with other fields, is taken anew.
+        if kept.get("files") == hashes and kept["fingerprint"].keys() == Fingerprint.model_fields.keys():
             return Fingerprint.model_validate(kept["fingerprint"])
     fingerprint = take_fingerprint(dataset, [case.name for case in subsets.train], progress)
     if keep:
@@ -289,9 +307,16 @@ def _tell(figures: dict[str, Any], progress: Progress) -> None:
             "Before you build with it train longer: in another --output, with more steps in the plan or a "
             "larger --budget, perhaps with --init and this one's folder."
         )
+    if figures.get("noise_loss", 0) > USELESS_NOISE:
+        progress.note(
+            f"Warning: a noise loss above {USELESS_NOISE} on validation cases (0.8 is no noise found): the "
+            "denoiser has learned next to nothing, and what it makes is noise. Train longer: in another "
+            "--output, with more steps in the plan or a larger --budget."
+        )
 
 
 def _hardware() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"

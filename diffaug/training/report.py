@@ -36,7 +36,7 @@ def validation_report(
     """
     draw_curves(trained.histories, folder / "curves.png")
     figures: dict[str, Any] = {
-        "measured_on": f"{trained.evaluated} validation cases",
+        "measured_on": f"{trained.evaluated} validation case{'' if trained.evaluated == 1 else 's'}",
         **trained.figures,
     }
     cases = [case for case in validation if case.label is not None or not generator.knows_labels][

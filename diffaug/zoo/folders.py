@@ -1,5 +1,6 @@
 """Folders that come into being whole or not at all."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +10,12 @@ from diffaug.errors import DiffaugError
 
 
 def check_new(output: Path) -> None:
-    """Raise a DiffaugError where `output` exists and is no empty folder."""
+    """Raise a DiffaugError where `output` exists and is no empty folder, or cannot be made."""
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise DiffaugError(f"{output} exists and is no empty folder: give another one, or remove it first")
+    parent = next(each for each in output.absolute().parents if each.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise DiffaugError(f"{output} cannot be made, since {parent} is no folder to write in")
 
 
 @contextmanager
@@ -19,15 +23,17 @@ def new_folder(output: Path) -> Iterator[Path]:
     """Give a temporary folder beside `output`, which takes its name when the block ends without an error.
 
     Raises:
-        DiffaugError: `output` exists and is no empty folder.
+        DiffaugError: `output` exists and is no empty folder, or cannot be made.
     """
     check_new(output)
     output = output.resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".tmp-{output.name}")
     # What a killed process left.
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise DiffaugError(f"{output} cannot be made: {error}") from error
     try:
         yield temporary
         if output.exists():

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from diffaug.cli import app
 from diffaug.cli.build import parse_pair
 from diffaug.cli.fit import parse_duration
+from diffaug.cli.wording import with_options
 
 
 @pytest.mark.parametrize("command", ["fit", "build"])
@@ -49,3 +50,17 @@ def test_bad_input_ends_with_a_message_and_no_traceback(tmp_path: Path) -> None:
     assert result.stderr.startswith("diffaug: ")
     assert "no-such-generator" in result.stderr
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("leave allow_label_drift out", "leave --allow-label-drift out"),
+        ("pass residual=False", "pass --plain"),
+        ("leave out source and label_mapping", "leave out --source and --label-mapping"),
+        ("leave guidance=3.0 out", "leave --guidance out"),
+        ("give it as source", "give it as --source"),
+    ],
+)
+def test_errors_name_options(message: str, said: str) -> None:
+    assert with_options(message) == said

@@ -15,6 +15,7 @@ from diffaug.errors import CardError, DiffaugError, LabelError, VerbError
 from diffaug.generators.diffusion import CosineSchedule
 from diffaug.generators.generator import Generator
 from diffaug.generators.hardware import exact_float32
+from diffaug.generators.intensity import fit_intensity_map
 from diffaug.generators.medical_diffusion import scale, unscale
 from diffaug.generators.model import Sampling
 from diffaug.generators.seeds import CaseNoise
@@ -115,6 +116,19 @@ def test_vary_moves_more_with_strength_and_nothing_at_zero(medical_generator: Ma
         for s in (0.1, 0.5, 1.0)
     ]
     assert 0 < moved[0] < moved[1] < moved[2]
+
+
+def test_vary_adds_no_more_than_clipped_volumes_differ_by(medical_generator: Make) -> None:
+    generator = medical_generator()
+    last = generator.model.autoencoder.decoder.conv_last.conv
+    with torch.no_grad():
+        last.weight.mul_(1000)
+    image = volumes()
+    varied = generator.vary(image, None, AFFINE, strength=0.9, seed=1)
+    range_of_two = fit_intensity_map(image[0], generator.card.intensity)
+    most = generator.card.intensity.clip * (range_of_two.high - range_of_two.low)
+    change = (varied - image).abs().max()
+    assert 0.5 * most < change <= 1.001 * most
 
 
 def test_vary_promises_no_label_unless_told_that_it_may_drift(medical_generator: Make) -> None:

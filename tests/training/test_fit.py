@@ -50,7 +50,7 @@ def test_output_is_a_generator_with_all_that_was_promised(fitted: Path) -> None:
     generator = Generator.load(fitted)
     assert generator.card.licence == "CC0-1.0"
     assert generator.card.training.cases == {"train": 5, "validation": 1}
-    assert generator.card.figures["measured_on"] == "1 validation cases"
+    assert generator.card.figures["measured_on"] == "1 validation case"
     assert {"paint", "segment", "vary"} <= generator.verbs
     for name in ("montage.png", "curves.png", "private/montage.png"):
         assert (fitted / name).read_bytes().startswith(b"\x89PNG")

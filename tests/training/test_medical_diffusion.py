@@ -27,7 +27,7 @@ from diffaug.progress import Progress
 from diffaug.training.architectures import read_plan
 from diffaug.training.cases import Canvases
 from diffaug.training.fingerprint import Fingerprint
-from diffaug.training.fit import fit_generator
+from diffaug.training.fit import _tell, fit_generator
 from diffaug.training.medical_diffusion import codebook
 from diffaug.training.medical_diffusion.autoencoder import (
     Reconstruction,
@@ -488,6 +488,8 @@ def test_volumes_that_would_not_fit_get_a_coarser_grid() -> None:
         label_volumes_mm3={},
         intensity_low=[0.0],
         intensity_high=[900.0],
+        intensity_min=[0.0],
+        intensity_max=[2300.0],
     )
     small = fitting_grid(head, 20e9)
     assert np.prod(small.shape) * 4500 <= 10e9
@@ -519,6 +521,23 @@ def test_a_budget_or_memory_that_no_fit_fits_is_refused(blobs: Path, tmp_path: P
     assert plan_batch(grid, 64e9, 3) == 3
     with pytest.raises(DiffaugError, match="one volume of 128 x 128 x 128 voxels takes about 9 GB, and 8 GB"):
         plan_batch(grid, 8e9, 1)
+
+
+def test_an_edited_grid_has_to_fit_into_memory_too(blobs: Path, plan_file: Path, tmp_path: Path) -> None:
+    plan = json.loads(plan_file.read_text())
+    plan["grid"]["shape"] = [1024, 1024, 1024]
+    large = tmp_path / "large.json"
+    large.write_text(json.dumps(plan))
+    with pytest.raises(DiffaugError, match="one volume of 1024 x 1024 x 1024 voxels takes about 4832 GB"):
+        fit_generator(read_dataset(blobs), tmp_path / "fit", plan=large, dry_run=True, progress=QUIET)
+
+
+@pytest.mark.parametrize(("loss", "warned"), [(0.12, False), (0.67, True)])
+def test_a_denoiser_that_makes_noise_is_called_so(
+    loss: float, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _tell({"noise_loss": loss}, Progress())
+    assert ("learned next to nothing" in capsys.readouterr().err) == warned
 
 
 # -- the whole fit -------------------------------------------------------------------------------------------

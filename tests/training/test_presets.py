@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from diffaug.cli.fit import Axis, _mirror_axes
 from diffaug.cli.fit import Preset as PresetOption
 from diffaug.datasets.reading import Dataset, read_dataset
+from diffaug.datasets.volumes import load_case
 from diffaug.errors import DiffaugError
 from diffaug.generators.factorised_unet import UNetConfig
 from diffaug.generators.generator import Generator
@@ -30,6 +31,7 @@ from diffaug.training.medical_diffusion.pipelines import CenterForeground, split
 from diffaug.training.medical_diffusion.plan import MedicalDiffusionPlan
 from diffaug.training.medical_diffusion.presets import PRESETS
 from diffaug.training.plan import GridPlan
+from diffaug.training.subsets import split_cases
 
 QUIET = Progress(quiet=True)
 Triple = tuple[float, float, float]
@@ -126,6 +128,8 @@ def fingerprint(**changes: Any) -> Fingerprint:
         "label_volumes_mm3": {},
         "intensity_low": [0.0],
         "intensity_high": [800.0],
+        "intensity_min": [0.0],
+        "intensity_max": [1200.0],
     }
     return Fingerprint.model_validate(values | changes)
 
@@ -371,6 +375,9 @@ def test_the_plan_is_the_published_recipe(
         assert plan.intensity.windows == plan.intensity.typical == [(-1000, 400)]
     else:
         assert (plan.intensity.kind, plan.intensity.low, plan.intensity.high) == ("percentile", 0, 100)
+        scans = [load_case(case).image for case in dataset.cases if case in split_cases(dataset, 0).train]
+        ends = np.median([(scan.min(), scan.max()) for scan in scans], axis=0)
+        assert plan.intensity.typical == [tuple(ends)], "units of what is made from nothing"
     # Without resampling, what trains is what the pipeline makes.
     canvases = make_canvases(plan, dataset.cases[:1], tmp_path / "canvases", QUIET)
     image, _ = canvases.on_grid(0, plan.grid.shape)

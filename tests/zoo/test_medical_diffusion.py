@@ -21,6 +21,7 @@ from diffaug.generators.factorised_unet import FactorisedUNet, UNetConfig
 from diffaug.generators.generator import Generator
 from diffaug.generators.medical_diffusion import scale
 from diffaug.generators.vqgan import VQGAN, VQGANConfig, parameter_count
+from diffaug.zoo.folders import new_folder
 from diffaug.zoo.medical_diffusion import Choices, export_medical_diffusion, import_medical_diffusion
 from diffaug.zoo.medical_diffusion.choices import percentiles, window
 from diffaug.zoo.medical_diffusion.reading import TRAINING_ONLY
@@ -435,7 +436,7 @@ def test_files_in_each_others_place(ckpt: Path, pt: Path, tmp_path: Path) -> Non
 def test_files_of_another_kind(pt: Path, ckpt: Path, tmp_path: Path) -> None:
     path = tmp_path / "file.pt"
     cases: list[tuple[Any, str]] = [
-        ({"weight": torch.zeros(1)}, r"has no 'ema', only \['weight'\]"),
+        ({"weight": torch.zeros(1)}, r"which holds its weights as 'ema': it has \['weight'\]"),
         ([torch.zeros(1)], "holds a list, not the dictionary"),
         ({"ema": {"denoise_fn.x": "text"}}, r"ema\['denoise_fn.x'\] is a str, not a tensor"),
         ({"ema": {"x": torch.zeros(1)}}, "no tensors under 'denoise_fn.'"),
@@ -589,6 +590,14 @@ def test_an_output_that_holds_something_is_left_alone(ckpt: Path, pt: Path, tmp_
     with pytest.raises(DiffaugError, match="exists and is no empty folder"):
         import_medical_diffusion(pt, output, autoencoder=ckpt, choices=GRID)
     assert {file.name: file.stat().st_mtime_ns for file in output.iterdir()} == before
+
+
+def test_an_output_that_cannot_be_made_is_refused_before_the_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DiffaugError, match=r"cannot be made, since .*file is no folder to write in"):
+        import_medical_diffusion(tmp_path / "no.pt", tmp_path / "file" / "out")
+    with pytest.raises(DiffaugError, match="/proc/out cannot be made"), new_folder(Path("/proc/out")):
+        pass
 
 
 def test_an_import_that_fails_leaves_nothing(
@@ -897,10 +906,14 @@ def test_every_option_of_the_command_line(pt: Path, tmp_path: Path) -> None:
         (["--spacing", "1,nan,1"], "'1,nan,1' is not 3 numbers"),
         (["--spacing", "1,0,1"], "spacing.1"),
         (["--orientation", "RA"], "orientation"),
-        (["--window", "5,5"], "low < high"),
+        (["--window", "5,5"], "the lower number, then the higher"),
         (["--window", "0,1", "--percentiles", "0,100"], "neither --percentiles"),
         (["--typical", "0,1"], "--typical goes with --percentiles"),
-        (["--percentiles", "60,100"], "less than 50"),
+        (["--percentiles", "60,100"], "a percentile below 50 and one above"),
+        (["--percentiles", "100,0"], "the lower number, then the higher"),
+        (["--window", "400,-1000"], "the lower number, then the higher"),
+        (["--spacing", "1,1,-1"], "--spacing.2: Input should be greater than 0, not -1.0"),
+        (["--downsampling", "4"], "write them like 2,2,2"),
         (["--padding", "mirror"], "padding"),
         (["--depth-axis", "Z"], "depth-axis"),
     ],

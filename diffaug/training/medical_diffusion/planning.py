@@ -178,15 +178,23 @@ def fitting_grid(fingerprint: Fingerprint, memory: float) -> GridPlan:
 def plan_batch(grid: GridPlan, memory: float, processes: int) -> int:
     """Cases in a batch of the autoencoder: two where they take half of a process's memory (bytes) at most.
     Raises DiffaugError where not one fits."""
+    check_memory(grid, memory)
+    return shared_evenly(
+        AUTOENCODER_BATCH, int(0.5 * memory / (math.prod(grid.shape) * BYTES_PER_VOXEL)), processes
+    )
+
+
+def check_memory(grid: GridPlan, memory: float) -> None:
+    """Raise a DiffaugError where a training step of the autoencoder on one volume does not fit a process's
+    memory (bytes)."""
     needed = math.prod(grid.shape) * BYTES_PER_VOXEL
     if needed > memory:
         size = " x ".join(map(str, grid.shape))
         raise DiffaugError(
             f"a training step on one volume of {size} voxels takes about {needed / 1e9:.0f} GB, and "
-            f"{memory / 1e9:.0f} GB are free here: fit on a machine with more memory, or without the preset "
-            "or the generator to start from, which fixes the grid"
+            f"{memory / 1e9:.0f} GB are free here: fit on a machine with more memory, or without the plan, "
+            "the preset or the generator to start from that fixes the grid"
         )
-    return shared_evenly(AUTOENCODER_BATCH, int(0.5 * memory / needed), processes)
 
 
 def plan_factor(shape: tuple[int, int, int]) -> int:

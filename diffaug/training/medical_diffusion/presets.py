@@ -84,7 +84,7 @@ class Preset:
         """How intensities become network units."""
         if self.window is not None:
             return IntensityConvention(kind="window", clip=1, windows=[self.window], typical=[self.window])
-        typical = list(zip(fingerprint.intensity_low, fingerprint.intensity_high, strict=True))
+        typical = list(zip(fingerprint.intensity_min, fingerprint.intensity_max, strict=True))
         return IntensityConvention(kind="percentile", low=0, high=100, clip=1, typical=typical)
 
     def check(self, fingerprint: Fingerprint, channels: tuple[str, ...]) -> None:

@@ -173,5 +173,10 @@ def _require_fit(state: State, expected: State, path: Path, words: str) -> None:
     if problem := misfit(state, expected):
         raise CardError(f"{path} does not fit: {problem}. By the shapes it should be a {words}")
     for key in expected:
-        if not state[key].is_floating_point() or not bool(state[key].isfinite().all()):
-            raise CardError(f"{path}: {key} is no floating-point tensor, or holds values that are not finite")
+        if not state[key].is_floating_point():
+            raise CardError(f"{path}: {key} holds {state[key].dtype}, not floating-point numbers")
+        if not bool(state[key].isfinite().all()):
+            raise CardError(
+                f"{path}: {key} holds values that are not finite: its training broke down; take an earlier "
+                "checkpoint"
+            )

@@ -6,12 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from diffaug.generators.grid import Outside
 from diffaug.generators.intensity import IntensityConvention
+from diffaug.generators.medical_diffusion import CITATION
 from diffaug.generators.vqgan import PaddingMode
 
-MEDICAL_DIFFUSION = (
-    "Khader F et al. Denoising diffusion probabilistic models for 3D medical image generation. Scientific "
-    "Reports 13:7303, 2023. doi:10.1038/s41598-023-34341-2"
-)
 DIFFTUMOR = "Chen Q et al. Towards Generalizable Tumor Synthesis. CVPR 2024"
 
 
@@ -93,13 +90,18 @@ def difftumor(steps: int) -> Choices:
         channels=["CT"],
         extent="patch",
         licence="CC-BY-NC-ND: DiffTumor's terms, for its networks and what they make",
-        citation=[DIFFTUMOR, MEDICAL_DIFFUSION],
+        citation=[DIFFTUMOR, CITATION],
         dataset="DiffTumor",
     )
 
 
-def problems(error: ValidationError) -> str:
-    """What is wrong with which field, in one line."""
-    return "; ".join(
-        f"{'.'.join(map(str, e['loc']))}: {e['msg']}" if e["loc"] else str(e["msg"]) for e in error.errors()
-    )
+def problems(error: ValidationError, prefix: str = "") -> str:
+    """What is wrong with which field, in one line; `prefix` makes options of the fields' names."""
+    texts = []
+    for each in error.errors():
+        text = str(each["msg"]).removeprefix("Value error, ")
+        # What pydantic finds by itself does not say what it found.
+        if each["type"] != "value_error" and not isinstance(each["input"], dict):
+            text += f", not {each['input']!r}"
+        texts.append(f"{prefix}{'.'.join(map(str, each['loc']))}: {text}" if each["loc"] else text)
+    return "; ".join(texts)

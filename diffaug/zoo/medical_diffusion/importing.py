@@ -12,6 +12,7 @@ from diffaug.generators.architectures import make_model
 from diffaug.generators.card import Card, CardGrid, Defaults, Training
 from diffaug.generators.generator import Generator
 from diffaug.generators.intensity import IntensityConvention
+from diffaug.generators.medical_diffusion import CITATION
 from diffaug.generators.model import Model
 from diffaug.generators.networks import VERBS, MedicalDiffusionNetworks
 from diffaug.version import __version__
@@ -24,7 +25,7 @@ from diffaug.zoo.medical_diffusion.architecture import (
     shape_of,
     stages,
 )
-from diffaug.zoo.medical_diffusion.choices import MEDICAL_DIFFUSION, Choices, difftumor, problems
+from diffaug.zoo.medical_diffusion.choices import Choices, difftumor, problems
 from diffaug.zoo.medical_diffusion.reading import (
     AutoencoderFile,
     DenoiserFile,
@@ -93,7 +94,9 @@ def import_medical_diffusion(
         )
         card = _card(networks, settled, vqgan, unet, weights, name or output.resolve().name)
     except ValidationError as error:
-        raise CardError(f"{vqgan.path} and {unet.path} make no generator: {problems(error)}") from error
+        raise CardError(
+            f"what is said makes no generator of {vqgan.path} and {unet.path}: {problems(error)}"
+        ) from error
     generator = Generator(card, _model(networks, vqgan.state, unet.state))
     with new_folder(output) as folder:
         generator.save(folder)
@@ -177,10 +180,11 @@ def _card(
     kinds = [kind] if networks.channels == 1 else [f"{kind} {n}" for n in range(networks.channels)]
     sampler = settled.sampler or networks.samplers[0]
     task = "Inpainting" if networks.masked else "Unconditional"
+    files = " and ".join(dict.fromkeys([vqgan.path.name, unet.path.name]))
     return Card(
         name=name,
-        description=f"{task} latent diffusion in the format of Medical Diffusion, imported from "
-        f"{vqgan.path.name} and {unet.path.name} ({weights} weights): {describe(networks)}.",
+        description=f"{task} latent diffusion in the format of Medical Diffusion, imported from {files} "
+        f"({weights} weights): {describe(networks)}.",
         architecture="medical-diffusion",
         networks=networks,
         grid=CardGrid(
@@ -208,8 +212,8 @@ def _card(
             autoencoder_steps=vqgan.steps,
             denoiser_steps=unet.steps,
         ),
-        licence=settled.licence or "unknown: ask who trained the networks",
-        citation=settled.citation or [MEDICAL_DIFFUSION],
+        licence=settled.licence or "unknown (ask who trained the networks)",
+        citation=settled.citation or [CITATION],
         files={},
         versions={"diffaug": __version__, "torch": torch.__version__},
     )

@@ -100,7 +100,10 @@ def _tensors(content: dict[Any, Any], name: str, path: Path, kind: str) -> State
     """The state dict of that name, in float32."""
     state = content.get(name)
     if not isinstance(state, dict) or not state:
-        raise CardError(f"{path} is not {kind}: it has no {name!r}, only {sorted(map(str, content))[:8]}")
+        raise CardError(
+            f"{path} is not {kind}, which holds its weights as {name!r}: it has "
+            f"{sorted(map(str, content))[:8]}"
+        )
     if wrong := [key for key, value in state.items() if not isinstance(value, Tensor)]:
         raise CardError(f"{path}: {name}[{wrong[0]!r}] is a {type(state[wrong[0]]).__name__}, not a tensor")
     # A stride of 0 lets a few bytes claim to be any size.
