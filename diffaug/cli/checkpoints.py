@@ -50,14 +50,14 @@ class Axis(StrEnum):
 _NETWORK_AXES = {Axis.I: (0, 1, 2), Axis.J: (1, 0, 2), Axis.K: (2, 0, 1)}
 
 
-def parse_numbers(text: str, count: int, option: str) -> tuple[float, ...]:
-    """`count` comma-separated numbers; raises BadParameter for anything else."""
+def parse_numbers(text: str, example: str, option: str) -> tuple[float, ...]:
+    """As many comma-separated numbers as the example has; raises BadParameter for anything else."""
+    count = len(example.split(","))
     try:
         numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
         numbers = ()
     if len(numbers) != count or not all(map(isfinite, numbers)):
-        example = "2,2,2" if option == "--downsampling" else {2: "0,100", 3: "64,64,64"}[count]
         raise typer.BadParameter(
             f"{text!r} is not {count} numbers; write them like {example}", param_hint=option
         )
@@ -194,15 +194,15 @@ def import_medical_diffusion(
     try:
         choices = Choices.model_validate(
             {
-                "shape": shape and parse_numbers(shape, 3, "--shape"),
-                "spacing": spacing and parse_numbers(spacing, 3, "--spacing"),
+                "shape": shape and parse_numbers(shape, "64,64,64", "--shape"),
+                "spacing": spacing and parse_numbers(spacing, "1,1,1", "--spacing"),
                 "orientation": orientation and tuple(orientation.upper()),
                 "axes": depth_axis and _NETWORK_AXES[depth_axis],
                 "outside": outside,
                 "intensity": _intensity(window or [], percentiles, typical or []),
                 "channels": channel,
                 "extent": extent,
-                "downsampling": downsampling and parse_numbers(downsampling, 3, "--downsampling"),
+                "downsampling": downsampling and parse_numbers(downsampling, "2,2,2", "--downsampling"),
                 "groups": groups,
                 "padding": padding,
                 "denoiser_groups": denoiser_groups,
@@ -270,7 +270,7 @@ def _intensity(window: list[str], percentiles: str | None, typical: list[str]) -
 
 
 def _pair(text: str, option: str) -> tuple[float, float]:
-    low, high = parse_numbers(text, 2, option)
+    low, high = parse_numbers(text, "0,100", option)
     if low >= high:
         raise typer.BadParameter(f"{text!r} must be the lower number, then the higher", param_hint=option)
     return low, high

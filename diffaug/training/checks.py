@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from diffaug.datasets.reading import Dataset
 from diffaug.errors import DiffaugError
 from diffaug.files import atomic_write_json, read_json
@@ -11,12 +13,15 @@ from diffaug.training.architectures import Plan
 from diffaug.training.fingerprint import file_hashes
 from diffaug.training.joint_flow.plan import JointFlowPlan
 from diffaug.training.medical_diffusion.plan import MedicalDiffusionPlan
+from diffaug.training.medical_diffusion.planning import check_memory
+from diffaug.training.planning import available_memory
 from diffaug.training.subsets import Subsets
 
 
-def check_plan(plan: Plan, dataset: Dataset, processes: int) -> None:
-    """A plan fits together, the dataset and the number of processes; DiffaugError where it does not."""
-    problems = plan.problems()
+def check_plan(plan: Plan, dataset: Dataset, accelerator: Accelerator) -> None:
+    """A plan fits together, the dataset, the number of processes and their memory; DiffaugError where it does
+    not."""
+    problems, processes = plan.problems(), accelerator.num_processes
     for stage in ("autoencoder_training", "denoiser_training"):
         if (batch := getattr(plan, stage).batch) % processes:
             problems.append(f"{stage}.batch is {batch}, which {processes} processes cannot share evenly")
@@ -30,6 +35,8 @@ def check_plan(plan: Plan, dataset: Dataset, processes: int) -> None:
         problems.append(f"labels are {plan.labels}, {plan.architecture} with this dataset needs {expected}")
     if problems:
         raise DiffaugError("the plan does not fit:\n" + "\n".join(f"  {p}" for p in problems))
+    if isinstance(plan, MedicalDiffusionPlan):
+        check_memory(plan.grid, available_memory(accelerator))
 
 
 def check_same_plan(settled: Plan, asked: Plan | None, file: Path) -> None:

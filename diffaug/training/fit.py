@@ -28,10 +28,8 @@ from diffaug.training.checks import (
 )
 from diffaug.training.fingerprint import Fingerprint, file_hashes, record_training_scans, take_fingerprint
 from diffaug.training.medical_diffusion.perceptual import load_lpips
-from diffaug.training.medical_diffusion.plan import MedicalDiffusionPlan
-from diffaug.training.medical_diffusion.planning import check_memory
 from diffaug.training.medical_diffusion.presets import find_preset
-from diffaug.training.planning import Request, available_memory
+from diffaug.training.planning import Request
 from diffaug.training.processes import decide, make_accelerator
 from diffaug.training.report import validation_report
 from diffaug.training.subsets import Subsets, split_cases
@@ -170,9 +168,7 @@ def fit_generator(
             find_preset(recipe).check(fingerprint, dataset.channels)
 
         decide(accelerator, check_recipe)
-    check_plan(settled, dataset, accelerator.num_processes)
-    if isinstance(settled, MedicalDiffusionPlan):
-        check_memory(settled.grid, available_memory(accelerator))
+    check_plan(settled, dataset, accelerator)
     check_extents(settled, [*subsets.train, *subsets.validation])
     check_perceptual(settled, hashes)
     if settled.autoencoder_training.steps == 0 and start is None:
