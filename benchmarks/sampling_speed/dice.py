@@ -5,12 +5,15 @@ trained on the real training cases, labels all samples of both; a point of the f
 stands beside them. A stopped run goes on where it stopped:
 
 python benchmarks/sampling_speed/dice.py --medical-diffusion FOLDER --data SCANS --work CACHE
+
+Dice does not depend on what else the machine does, seconds do: `--part` measures one of them.
 """
 
 import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -79,49 +82,74 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="repetitions of each training")
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps of a segmenter")
     parser.add_argument("--only", nargs="+", metavar="POINT", default=[""], help="beginnings of names")
+    parser.add_argument("--part", choices=("dice", "seconds"), help="measure only this")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     if options.data is None:
         parser.error("say where the scans are: --data, or the environment variable DIFFAUG_DATA")
     keep_freed_memory()
     torch.set_num_threads(options.threads)
-    folder = options.results / options.subset
-    for point in (each for each in POINTS if each.name.startswith(tuple(options.only))):
-        generator = FLAGSHIP if point.system == "flagship" else options.medical_diffusion
-        if generator is None:
-            say(f"{point.name}: needs --medical-diffusion")
-            continue
-        bench = Bench(
-            str(generator),
-            options.subset,
-            options.data,
-            options.work,
-            options.steps,
-            options.samples,
-            options.seeds,
-            point.sampler,
-            point.steps,
-            judged=not point.own_labels,
-        )
-        file = folder / f"{point.name}.json"
-        identity = {
-            "generator": bench.generator_hash,
-            "segmenter": bench.segmenter_hash,
-            "samples": options.samples,
-            "seeds": options.seeds,
-            "steps": options.steps,
-            **machine(),
-        }
-        if file.exists() and json.loads(file.read_text())["identity"] == identity:
-            say(f"{point.name}: there")
-            continue
-        atomic_write_json(file, {"identity": identity, **measure(bench, point)})
-        say(f"{point.name}: measured")
-    write_report(folder)
+    points = [point for point in POINTS if point.name.startswith(tuple(options.only))]
+    if options.medical_diffusion is None:
+        say("the points of Medical Diffusion need --medical-diffusion")
+        points = [point for point in points if point.system == "flagship"]
+    parts = {"dice": (options.subset, measure_dice), "seconds": ("seconds", measure_seconds)}
+    for part in parts if options.part is None else (options.part,):
+        folder, measure = parts[part]
+        for point in points:
+            bench = make_bench(point, options)
+            identity = {"generator": bench.generator_hash} | (
+                {
+                    "segmenter": bench.segmenter_hash,
+                    "samples": options.samples,
+                    "seeds": options.seeds,
+                    "steps": options.steps,
+                }
+                if part == "dice"
+                else machine()
+            )
+            file = options.results / folder / f"{point.name}.json"
+            if file.exists() and json.loads(file.read_text())["identity"] == identity:
+                say(f"{part} of {point.name}: there")
+                continue
+            atomic_write_json(file, {"identity": identity, **point._asdict(), **measure(bench)})
+            say(f"{part} of {point.name}: measured")
+    write_report(options.results, options.subset)
 
 
-def measure(bench: Bench, point: Point) -> dict[str, Any]:
-    """Seconds a sample, one at a time, and the Dice of segmenters trained on samples."""
+def make_bench(point: Point, options: argparse.Namespace) -> Bench:
+    """What measures a point."""
+    return Bench(
+        FLAGSHIP if point.system == "flagship" else str(options.medical_diffusion),
+        options.subset,
+        options.data,
+        options.work,
+        options.steps,
+        options.samples,
+        options.seeds,
+        point.sampler,
+        point.steps,
+        judged=not point.own_labels,
+    )
+
+
+def measure_dice(bench: Bench) -> dict[str, Any]:
+    """Dice on real cases of segmenters trained on the samples."""
+    held_out = bench.held_out
+    runs = [
+        segmenter_dice(bench.segmenter("synthetic", bench.pairs, seed), held_out.images, held_out.labels)
+        for seed in bench.seeds
+    ]
+    return {
+        "training_seconds": bench.generator.card.training.seconds,
+        "patients": list(held_out.patients),
+        "dice": runs,
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def measure_seconds(bench: Bench) -> dict[str, Any]:
+    """Seconds a sample, one at a time, after one that warms up."""
     sampling = bench.sampling
     bench.generator.sample(1, **sampling)
     seconds = []
@@ -131,19 +159,7 @@ def measure(bench: Bench, point: Point) -> dict[str, Any]:
         bench.generator.sample(1, seed=seed, **sampling)
         seconds.append(perf_counter() - start)
     others = (busy_seconds() - busy - (process_time() - own)) / (perf_counter() - began)
-    held_out = bench.held_out
-    runs = [
-        segmenter_dice(bench.segmenter("synthetic", bench.pairs, seed), held_out.images, held_out.labels)
-        for seed in bench.seeds
-    ]
     return {
-        "system": point.system,
-        "sampler": point.sampler,
-        "sampler_steps": point.steps,
-        "labelled_by": "generator" if point.own_labels else "judge",
-        "training_seconds": bench.generator.card.training.seconds,
-        "patients": list(held_out.patients),
-        "dice": runs,
         "seconds": seconds,
         "precision": "bfloat16" if has_bfloat16() and in_bfloat16(bench.generator) else "float32",
         "other_processes_cores": max(0.0, others),
@@ -156,33 +172,42 @@ def in_bfloat16(generator: Generator) -> bool:
     return bool(getattr(generator.card.networks, "bfloat16", True))
 
 
-def write_report(folder: Path) -> None:
-    """Write `table.md` and `dice.png` beside the cells of one subset, from what is there."""
-    cells = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
-    if not cells:
+def write_report(results: Path, subset: str) -> None:
+    """Write `table.md` and `dice.png` beside the cells of one subset, of the points that have both parts."""
+    dice, seconds = (
+        {file.name: json.loads(file.read_text()) for file in sorted((results / part).glob("*.json"))}
+        for part in (subset, "seconds")
+    )
+    names = [name for name in dice if name in seconds]
+    if not names:
         return
-    surroundings = {json.dumps({key: cell["identity"][key] for key in machine()}) for cell in cells}
-    if len(surroundings) > 1:
-        raise SystemExit(f"{folder} mixes times of different machines or versions: measure all again")
+    _all_alike(results / subset, [dice[name] for name in names], ("segmenter", "samples", "seeds", "steps"))
+    _all_alike(results / "seconds", [seconds[name] for name in names], tuple(machine()))
+    cells = [seconds[name] | dice[name] for name in names]
     cells.sort(key=lambda cell: (cell["system"], -median(cell["seconds"])))
     lines = [
         "| system | sampler | precision | labels | seconds a sample | Dice on real cases | training, h |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for cell in cells:
-        dice = arm_mean([{"dice": run, "patients": cell["patients"]} for run in cell["dice"]])
+        mean = arm_mean([{"dice": run, "patients": cell["patients"]} for run in cell["dice"]])
         row = [
             cell["system"],
-            f"{cell['sampler']}, {cell['sampler_steps']} steps",
+            f"{cell['sampler']}, {cell['steps']} steps",
             cell["precision"],
-            cell["labelled_by"],
+            "generator" if cell["own_labels"] else "judge",
             f"{median(cell['seconds']):.2f}",
-            shown(dice),
+            shown(mean),
             "unknown" if (spent := cell["training_seconds"]) is None else f"{spent / 3600:.1f}",
         ]
         lines.append(f"| {' | '.join(row)} |")
-    atomic_write_text(folder / "table.md", "\n".join(lines) + "\n")
-    _draw(cells, folder / "dice.png")
+    atomic_write_text(results / subset / "table.md", "\n".join(lines) + "\n")
+    _draw(cells, results / subset / "dice.png")
+
+
+def _all_alike(folder: Path, cells: list[dict[str, Any]], keys: Sequence[str]) -> None:
+    if len({json.dumps([cell["identity"][key] for key in keys]) for cell in cells}) > 1:
+        raise SystemExit(f"the cells in {folder} differ in {', '.join(keys)}: measure all again")
 
 
 def _draw(cells: list[dict[str, Any]], file: Path) -> None:
@@ -190,12 +215,12 @@ def _draw(cells: list[dict[str, Any]], file: Path) -> None:
 
     figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
     styles = {
-        ("medical-diffusion", "judge"): ("tab:orange", "o", "Medical Diffusion"),
-        ("flagship", "judge"): ("tab:blue", "o", "flagship"),
-        ("flagship", "generator"): ("tab:blue", "*", "flagship, its own labels"),
+        ("medical-diffusion", False): ("tab:orange", "o", "Medical Diffusion"),
+        ("flagship", False): ("tab:blue", "o", "flagship"),
+        ("flagship", True): ("tab:blue", "*", "flagship, its own labels"),
     }
-    for (system, labels), (colour, marker, title) in styles.items():
-        own = [cell for cell in cells if (cell["system"], cell["labelled_by"]) == (system, labels)]
+    for (system, own_labels), (colour, marker, title) in styles.items():
+        own = [cell for cell in cells if (cell["system"], cell["own_labels"]) == (system, own_labels)]
         if not own:
             continue
         dice = [arm_mean([{"dice": run, "patients": c["patients"]} for run in c["dice"]]) for c in own]
@@ -204,7 +229,7 @@ def _draw(cells: list[dict[str, Any]], file: Path) -> None:
         axis.errorbar(x, y, error, color=colour, marker=marker, capsize=3, lw=1, label=title)
         for cell, a, b in zip(own, x, y, strict=True):
             axis.annotate(
-                f"{cell['sampler']} {cell['sampler_steps']}",
+                f"{cell['sampler']} {cell['steps']}",
                 (a, b),
                 textcoords="offset points",
                 xytext=(6, 6),

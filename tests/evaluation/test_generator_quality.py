@@ -313,7 +313,12 @@ def test_a_generator_without_labels_is_measured_too(data_folder: Path, tmp_path:
     dice = BENCHMARK.parent / "sampling_speed" / "dice.py"
     given = ["--medical-diffusion", str(tmp_path / "tiny"), "--samples", "20"]
     points = ["--results", str(tmp_path / "dice"), "--only", "medical-diffusion-dpm"]
-    assert "medical-diffusion-dpm-solverpp-20: measured" in run(dice, *given, *points)
-    assert "medical-diffusion-dpm-solverpp-20: there" in run(dice, *given, *points)
-    assert (tmp_path / "dice" / "validation" / "dice.png").read_bytes().startswith(b"\x89PNG")
-    assert "needs --medical-diffusion" in run(dice, "--samples", "20", *points)
+    plot = tmp_path / "dice" / "validation" / "dice.png"
+    said = run(dice, *given, *points, "--part", "dice")
+    assert "dice of medical-diffusion-dpm-solverpp-20: measured" in said
+    assert not plot.exists()
+    said = run(dice, *given, *points)
+    assert "dice of medical-diffusion-dpm-solverpp-20: there" in said
+    assert "seconds of medical-diffusion-dpm-solverpp-20: measured" in said
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "need --medical-diffusion" in run(dice, "--samples", "20", *points)
