@@ -13,7 +13,7 @@ import torch
 from bench import Bench, Cell, machine
 from cases import GRID, LABELS, Cases, to_network_units
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from diffaug.evaluation.overlap import dice
 from diffaug.evaluation.segmenter import Segmenter, predict, standardise
@@ -27,6 +27,14 @@ FINE_TUNING_RATE = 1e-3
 FINE_TUNING = 1 / 4
 SPEED_BATCH = 8
 BUILD_SIZES = (8, 32)
+
+
+def _convolution_flops(x: list[int], weight: list[int], *_: Any, out_shape: list[int], **__: Any) -> int:
+    return conv_flop_count(x, weight, out_shape)
+
+
+# torch counts its own operations only.
+ONEDNN_FLOPS = {torch.ops.aten.mkldnn_convolution: _convolution_flops}
 
 
 # -------- latent and autoencoders
@@ -250,7 +258,7 @@ def speed(bench: Bench) -> list[Cell]:
     def timed(run: Callable[[], Any]) -> Callable[[], dict[str, Any]]:
         def measure() -> dict[str, Any]:
             run()
-            counter = FlopCounterMode(display=False)
+            counter = FlopCounterMode(display=False, custom_mapping=ONEDNN_FLOPS)
             with counter:
                 run()
             with _Stopwatch(bench) as watch:

@@ -51,6 +51,8 @@ class Competitor:
         sampler: by the name that the system has for it; None takes the card's.
         bfloat16: the seed's networks as if they were trained in it, MONAI's under bfloat16 autocast. The
             flagship chooses by itself.
+        plain: the seed's convolutions as torch runs them, and so the original; `Generator` has torch take
+            faster ones for single volumes in float32.
         downsampling: of the autoencoder, every axis; the flagship has its own.
         guidance: weight of the label on the image, which the flagship alone has; None takes the card's.
         batch: volumes that are drawn at once, which MONAI's inferer alone makes use of on a CPU.
@@ -62,18 +64,20 @@ class Competitor:
     steps: int | None
     sampler: str | None
     bfloat16: bool = False
+    plain: bool = False
     downsampling: int | None = 2
     guidance: float | None = None
     batch: int = 1
     draws: int = 5
 
 
-SEED_RECIPE = Competitor("seed-300", "seed", 300, "ancestral", draws=3)
+SEED_RECIPE = Competitor("seed-300", "seed", 300, "ancestral", plain=True, draws=3)
 COMPETITORS = (
     SEED_RECIPE,
-    Competitor("seed-20", "seed", EQUAL_STEPS, "dpm-solver++"),
+    Competitor("seed-20", "seed", EQUAL_STEPS, "dpm-solver++", plain=True),
+    Competitor("seed-20-diffaug", "seed", EQUAL_STEPS, "dpm-solver++"),
     Competitor("seed-20-bfloat16", "seed", EQUAL_STEPS, "dpm-solver++", bfloat16=True),
-    Competitor("seed-20-latent4", "seed", EQUAL_STEPS, "dpm-solver++", downsampling=4),
+    Competitor("seed-20-latent4", "seed", EQUAL_STEPS, "dpm-solver++", plain=True, downsampling=4),
     Competitor("monai-50", "monai", 50, "ddim"),
     Competitor("monai-50-bfloat16", "monai", 50, "ddim", bfloat16=True),
     Competitor("monai-20", "monai", EQUAL_STEPS, "ddim"),
@@ -110,6 +114,9 @@ def make(competitor: Competitor, shape: tuple[int, int, int]) -> Contestant:
 
 def make_seed(competitor: Competitor, shape: tuple[int, int, int]) -> Contestant:
     """Medical Diffusion's networks, random weights, behind a Generator."""
+    from torch import nn
+
+    from diffaug.generators.blocks import Conv3d
     from diffaug.generators.card import Card, CardGrid, Defaults, Training
     from diffaug.generators.factorised_unet import UNetConfig
     from diffaug.generators.generator import Generator
@@ -148,6 +155,10 @@ def make_seed(competitor: Competitor, shape: tuple[int, int, int]) -> Contestant
         files={"denoiser.safetensors": "0" * 64},
     )
     model = MedicalDiffusion(networks)
+    if competitor.plain:
+        for module in model.modules():
+            if isinstance(module, Conv3d):
+                module.__class__ = nn.Conv3d
     generator = Generator(card, model)
     return Contestant(
         lambda seed: generator.sample(competitor.batch, seed=seed).image,

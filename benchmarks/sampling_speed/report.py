@@ -20,6 +20,7 @@ COLOURS = {"seed": "#56b4e9", "monai": "#e69f00", "flagship": "#009e73"}
 # Slower, faster, and how many times faster that is meant to be (None: reported only).
 EQUAL_STEPS = (
     ("seed-20", "flagship-20", 10.0),
+    ("seed-20-diffaug", "flagship-20", 10.0),
     ("seed-20-bfloat16", "flagship-20", 10.0),
     ("seed-20-latent4", "flagship-20", None),
     ("monai-20", "flagship-20", 5.0),
@@ -163,6 +164,8 @@ def title(cell: dict[str, Any]) -> str:
     name = SYSTEMS[identity["system"]]
     if identity["system"] == "seed":
         name += f", latent reduced by {identity['downsampling']}"
+        if not identity["plain"] and not identity["bfloat16"]:
+            name += ", diffaug's convolutions"
     if identity["guidance"] == 1.0:
         name += ", without guidance"
     return name if identity["batch"] == 1 else f"{name}, {identity['batch']} volumes at once"

@@ -236,7 +236,7 @@ class ResnetBlock(nn.Module):
         self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(time, 2 * outputs)) if time else None
         self.block1 = Block(inputs, outputs, groups)
         self.block2 = Block(outputs, outputs, groups)
-        self.res_conv = nn.Conv3d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.res_conv = Conv3d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         modulation = self.mlp(time) if self.mlp is not None and time is not None else None
@@ -331,7 +331,7 @@ class FactorisedUNet(nn.Module):
         self.mid_temporal_attn = depth_attention(config, widest, rotary)
         self.mid_block2 = ResnetBlock(widest, widest, config.groups, time)
         self.final_conv = nn.Sequential(
-            ResnetBlock(2 * dim, dim, config.groups), nn.Conv3d(dim, config.out_channels, 1)
+            ResnetBlock(2 * dim, dim, config.groups), Conv3d(dim, config.out_channels, 1)
         )
 
     def forward(self, x: Tensor, step: Tensor) -> Tensor:

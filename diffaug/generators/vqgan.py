@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from diffaug.generators.blocks import ConvTranspose3d, Float32GroupNorm
+from diffaug.generators.blocks import Conv3d, ConvTranspose3d, Float32GroupNorm
 
 PaddingMode = Literal["replicate", "constant", "reflect", "circular"]
 # Bytes that the distances between latents and codes may take. All 16384 codes against a 32^3 latent would be
@@ -92,7 +92,7 @@ class SamePadConv3d(nn.Module):
         super().__init__()
         self.amounts = same_padding((kernel,) * 3, stride)
         self.padding = padding
-        self.conv = nn.Conv3d(inputs, outputs, kernel, stride=stride)
+        self.conv = Conv3d(inputs, outputs, kernel, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(nn.functional.pad(x, self.amounts, mode=self.padding))

@@ -51,6 +51,8 @@ def cell(seconds: list[float], **changes: Any) -> dict[str, Any]:
         "malloc": {},
         "versions": {"torch": "1"},
         "shape": [8, 8, 8],
+        "bfloat16": False,
+        "plain": True,
         "downsampling": 2,
         "guidance": None,
         "batch": 1,

@@ -1,4 +1,4 @@
-"""Convolutions on volumes smaller than their kernels."""
+"""Convolutions on volumes smaller than their kernels, and of single volumes."""
 
 import pytest
 import torch
@@ -48,3 +48,36 @@ def test_bfloat16_gradients_are_right_on_small_volumes(make, shape, transposed: 
         rounded = results(module, x)
     for a, b in zip(rounded, expected, strict=True):
         assert (a - b).abs().max() <= 0.03 * b.abs().max()
+
+
+@pytest.mark.parametrize("shape", [(20, 28, 20), (2, 5, 1)])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda kind: kind(8, 6, 3, padding=1),
+        lambda kind: kind(8, 6, 1),
+        lambda kind: kind(8, 6, (1, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1)),
+        lambda kind: kind(8, 6, (1, 7, 7), padding=(0, 3, 3), bias=False),
+    ],
+    ids=["3x3x3", "pointwise", "in-plane stride 2", "in-plane 7"],
+)
+def test_convolutions_of_float32_are_those_of_torch(make, batch: int, shape) -> None:
+    torch.manual_seed(0)
+    module, plain = make(Conv3d), make(nn.Conv3d)
+    plain.load_state_dict(module.state_dict())
+    x = torch.randn(batch, 8, *shape)
+    try:
+        expected = results(plain, x)
+    except RuntimeError:
+        pytest.skip("smaller than the kernel even with its padding")
+    for a, b in zip(results(module, x), expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_a_single_volume_of_float32_goes_to_the_fast_implementation() -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch was built without oneDNN")
+    with torch.profiler.profile() as profile, torch.no_grad():
+        Conv3d(8, 8, 3, padding=1)(torch.randn(1, 8, 4, 4, 4))
+    assert {event.name for event in profile.events()} & {"aten::mkldnn_convolution"}
