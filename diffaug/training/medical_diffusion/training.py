@@ -85,6 +85,10 @@ def train(
         len(validation.evaluated()),
         figures,
         Defaults(
-            sampler="ancestral", steps=plan.diffusion_steps, shift=1.0, guidance=1.0, sample_guidance=1.0
+            sampler="dpm-solver++",
+            steps=networks.steps_of("dpm-solver++"),
+            shift=1.0,
+            guidance=1.0,
+            sample_guidance=1.0,
         ),
     )
