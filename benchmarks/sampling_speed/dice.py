@@ -96,16 +96,9 @@ def main() -> None:
         folder, measure = parts[part]
         for point in points:
             bench = make_bench(point, options)
-            identity = {"generator": bench.generator_hash} | (
-                {
-                    "segmenter": bench.segmenter_hash,
-                    "samples": options.samples,
-                    "seeds": options.seeds,
-                    "steps": options.steps,
-                }
-                if part == "dice"
-                else machine()
-            )
+            training = {name: getattr(options, name) for name in ("samples", "seeds", "steps")}
+            depends_on = {"segmenter": bench.segmenter_hash, **training} if part == "dice" else machine()
+            identity = {"generator": bench.generator_hash, **depends_on}
             file = options.results / folder / f"{point.name}.json"
             if file.exists() and json.loads(file.read_text())["identity"] == identity:
                 say(f"{part} of {point.name}: there")
