@@ -44,7 +44,7 @@ def ratio_interval(
         DiffaugError: for lengths that differ or fewer than two clusters.
     """
     top, bottom = np.asarray(numerators, float), np.asarray(denominators, float)
-    index = _cluster_index(clusters)
+    index = cluster_index(clusters)
     if not top.shape == bottom.shape == index.shape:
         raise DiffaugError(
             f"{top.shape} numerators, {bottom.shape} denominators, {index.shape} clusters: one each"
@@ -109,7 +109,7 @@ def ks_null(
     Returns:
         The median and the interval of the null distribution.
     """
-    values, index = np.asarray(real, float), _cluster_index(clusters)
+    values, index = np.asarray(real, float), cluster_index(clusters)
     members = [values[index == cluster] for cluster in range(index.max() + 1)]
     rng = np.random.default_rng(seed)
     null = [
@@ -160,7 +160,7 @@ def nearer_share_interval(
     """
     rng = np.random.default_rng(seed)
     sides = [
-        (np.asarray(distances, float), _cluster_index(clusters))
+        (np.asarray(distances, float), cluster_index(clusters))
         for distances, clusters in ((to_first, first_clusters), (to_second, second_clusters))
     ]
     queries = len(sides[0][0])
@@ -176,7 +176,7 @@ def nearer_share_interval(
     return Interval(nearer_share(to_first, to_second), float(low), float(high))
 
 
-def _cluster_index(clusters: Sequence[Hashable]) -> NDArray[np.intp]:
+def cluster_index(clusters: Sequence[Hashable]) -> NDArray[np.intp]:
     """Clusters numbered from 0 in order of appearance, one number per case."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=np.intp)
