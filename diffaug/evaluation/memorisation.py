@@ -85,8 +85,8 @@ def authenticity(
 
 
 def neighbour_ratios(to_training: ArrayLike, patients: Sequence[Hashable]) -> Matrix:
-    """Distance of each query to its nearest training patient over that to the second nearest one, 0 to 1; near
-    0 where the query is much like one patient alone."""
+    """Distance of each query to its nearest training patient over that to the second nearest one, 0 to 1; it
+    is near 0 where the query is much like one patient alone."""
     distances = _matrix(to_training)
     index = cluster_index(patients)
     if index.max() < 1:
