@@ -1,8 +1,11 @@
-"""An embedding in which a case lies beside its altered copies and apart from other patients (Dar et al., arXiv
-2402.01054): what a copy detector compares."""
+"""An embedding in which a case lies beside its altered copies and apart from other patients.
+
+It is what a copy detector compares (Dar et al., arXiv 2402.01054).
+"""
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -11,37 +14,49 @@ from torch.nn import functional as F
 from diffaug.errors import DiffaugError
 from diffaug.evaluation.augmentation import alter
 from diffaug.evaluation.statistics import cluster_index
-from diffaug.generators.blocks import ResidualBlock, conv1, conv3, space_to_depth
+from diffaug.generators.blocks import conv1, conv3, space_to_depth
 from diffaug.generators.hardware import has_bfloat16
 
-SIZE = 32
+SIZE = 64
 TEMPERATURE = 0.1
 LEARNING_RATE = 2e-3
 # Weight of another case that is blended into half of the views, at most: a copy may be hidden that way.
 BLEND = 0.3
+# Voxels that half of the views are rolled by, at most, beyond what `alter` shifts them.
+ROLL = 4
+# Sides of a volume are multiples of this.
+MULTIPLE = 8
+# Axes of `(B, C, I, J, K)` along which each mirror image is flipped: one, two or three of them.
+MIRRORED = [axes for count in (1, 2, 3) for axes in combinations((2, 3, 4), count)]
 
 
 class Embedder(nn.Module):
-    """A convolutional network from standardised volumes `(B, C, I, J, K)` to embeddings `(B, 32)`.
+    """A convolutional network from standardised volumes `(B, C, I, J, K)` to embeddings `(B, 64)`.
 
     Blocks of 2 x 2 x 2 voxels become channels before the first layer; the last feature maps are averaged to 4
-    x 4 x 4 places, so that the embedding knows where in the volume it saw what.
+    x 4 x 4 places, so that the embedding knows where in the volume it saw what. Batch norms, the last one of
+    the embedding itself, take away what all cases share: without them 400 steps learned nothing.
     """
 
     def __init__(self, channels: int, widths: tuple[int, int, int] = (16, 32, 64)) -> None:
         super().__init__()
         fine, middle, coarse = widths
+        self.channels = channels
         self.features = nn.Sequential(
-            conv3(8 * channels, fine),
-            nn.Conv3d(fine, middle, kernel_size=2, stride=2),
-            ResidualBlock(middle),
-            nn.Conv3d(middle, coarse, kernel_size=2, stride=2),
-            ResidualBlock(coarse),
-            nn.GroupNorm(8, coarse),
-            nn.SiLU(),
+            *_normed(conv3(8 * channels, fine), fine),
+            *_normed(nn.Conv3d(fine, middle, kernel_size=2, stride=2), middle),
+            *_normed(conv3(middle, middle), middle),
+            *_normed(nn.Conv3d(middle, coarse, kernel_size=2, stride=2), coarse),
+            *_normed(conv3(coarse, coarse), coarse),
             conv1(coarse, 16),
         )
-        self.head = nn.Sequential(nn.Linear(16 * 4**3, 128), nn.SiLU(), nn.Dropout(0.2), nn.Linear(128, SIZE))
+        self.head = nn.Sequential(
+            nn.Linear(16 * 4**3, 256),
+            nn.BatchNorm1d(256),
+            nn.SiLU(),
+            nn.Linear(256, SIZE),
+            nn.BatchNorm1d(SIZE, affine=False),
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings; I, J and K are multiples of 8."""
@@ -49,8 +64,12 @@ class Embedder(nn.Module):
         return self.head(F.adaptive_avg_pool3d(features, 4).flatten(1))
 
 
+def _normed(convolution: nn.Module, channels: int) -> list[nn.Module]:
+    return [convolution, nn.BatchNorm3d(channels), nn.SiLU()]
+
+
 def nt_xent(first: Tensor, second: Tensor, patients: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """Normalised temperature-scaled cross entropy (Chen et al. 2020) with Pearson's correlation for similarity.
+    """Normalised temperature-scaled cross entropy (Chen et al. 2020) of Pearson's correlations.
 
     Args:
         first: embeddings of one view of each case `(B, D)`.
@@ -73,7 +92,7 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def fit_embedder(
-    images: Tensor,
+    cases: Callable[[Sequence[int]], Tensor],
     patients: Sequence[Hashable],
     *,
     steps: int,
@@ -87,59 +106,71 @@ def fit_embedder(
     The same arguments give the same weights to the last bit on one machine with one number of threads.
 
     Args:
-        images: standardised volumes `(N, C, I, J, K)`, float32 or float16; I, J and K are multiples of 8.
-        patients: the patient of each.
+        cases: indices to standardised volumes `(B, C, I, J, K)`, float32; I, J and K are multiples of 8.
+        patients: the patient of each case.
         steps: gradient steps; the learning rate falls to zero along a cosine.
         seed: of the initial weights, the order of the cases and the views.
         batch: cases of a step.
         learning_rate: the largest one, of AdamW.
         on_step: called with the step, from 1, and its loss.
 
+    Returns:
+        The embedder in evaluation mode, on the device of the volumes.
+
     Raises:
         DiffaugError: fewer than two patients, or sizes that are not multiples of 8.
     """
     numbers = torch.from_numpy(cluster_index(patients))
-    if len(numbers) != len(images) or int(numbers.max()) < 1:
-        raise DiffaugError(f"{len(images)} volumes of {len(set(patients))} patients: two patients at least")
-    if any(size % 8 for size in images.shape[2:]):
-        raise DiffaugError(f"volumes of {tuple(images.shape[2:])} voxels: pad each side to a multiple of 8")
+    if len(numbers) < 2 or int(numbers.max()) < 1:
+        raise DiffaugError(f"{len(numbers)} cases of {len(set(patients))} patient: two patients are needed")
+    example = cases([0])
+    if any(size % MULTIPLE for size in example.shape[2:]):
+        raise DiffaugError(f"volumes of {tuple(example.shape[2:])} voxels: pad each side to a multiple of 8")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Embedder(images.shape[1]).to(images.device).train()
-        random = torch.Generator().manual_seed(seed)
-        optimiser = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=1e-4)
-        queue: list[int] = []
-        for step in range(steps):
-            optimiser.param_groups[0]["lr"] = learning_rate * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-            while len(queue) < batch:
-                queue += torch.randperm(len(images), generator=random).tolist()
-            chosen, queue = queue[:batch], queue[batch:]
-            cases = images[chosen].float()
-            first, second = (_embed(model, view(cases, random)) for _ in range(2))
-            loss = nt_xent(first, second, numbers[chosen].to(images.device))
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            if on_step is not None:
-                on_step(step + 1, loss.item())
+        model = Embedder(example.shape[1]).to(example.device).train()
+    random = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=1e-4)
+    queue: list[int] = []
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = learning_rate * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        while len(queue) < batch:
+            queue += torch.randperm(len(numbers), generator=random).tolist()
+        chosen, queue = queue[:batch], queue[batch:]
+        volumes = cases(chosen)
+        first, second = (_embed(model, view(volumes, random)) for _ in range(2))
+        loss = nt_xent(first, second, numbers[chosen].to(volumes.device))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if on_step is not None:
+            on_step(step + 1, loss.item())
     return model.eval().requires_grad_(False)
 
 
 def view(images: Tensor, random: torch.Generator) -> Tensor:
-    """Altered copies of a batch: turned, scaled, shifted, bent, mirrored along any axis, with other contrast,
-    noise and blur, and half of them blended with another case of the batch."""
-    axis = int(torch.randint(3, (1,), generator=random))
-    altered = alter(images, axis, random)
+    """Altered copies of a batch: turned, scaled, shifted, bent, with other contrast, noise and blur; half of
+    them rolled, half of them blended with another case of the batch. They are not mirrored: `embed_mirrored`
+    makes up for that."""
+    altered = alter(images, None, random)
+    amounts = torch.randint(-ROLL, ROLL + 1, (len(images), 3), generator=random)
+    amounts *= torch.rand((len(images), 1), generator=random) < 0.5
+    pairs = zip(altered, amounts.tolist(), strict=True)
+    altered = torch.stack([torch.roll(image, amount, (1, 2, 3)) for image, amount in pairs])
     weights = BLEND * torch.rand(len(images), generator=random)
     weights *= torch.rand(len(images), generator=random) < 0.5
-    weights = weights.view(-1, 1, 1, 1, 1).to(images.device)
-    return torch.lerp(altered, altered.roll(1, 0), weights)
+    return torch.lerp(altered, altered.roll(1, 0), weights.view(-1, 1, 1, 1, 1).to(images.device))
 
 
 @torch.no_grad()
-def embed(model: Embedder, images: Tensor, batch: int = 16) -> Tensor:
-    """Embeddings `(N, 32)`, float32, of standardised volumes `(N, C, I, J, K)`."""
-    return torch.cat([_embed(model, part.float()) for part in images.split(batch)])
+def embed(model: Embedder, images: Tensor) -> Tensor:
+    """Embeddings `(B, 64)`, float32, of standardised volumes `(B, C, I, J, K)`."""
+    return _embed(model, images)
+
+
+def embed_mirrored(model: Embedder, images: Tensor) -> Tensor:
+    """Embeddings `(B, 7, 64)` of the volumes' mirror images."""
+    return torch.stack([embed(model, images.flip(axes)) for axes in MIRRORED], 1)
 
 
 def _embed(model: Embedder, images: Tensor) -> Tensor:

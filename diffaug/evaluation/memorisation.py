@@ -16,54 +16,177 @@ from diffaug.evaluation.statistics import Interval, cluster_index
 
 # Of the training cases' best matches in an independent set: above it a match is a suspected copy.
 TAU_PERCENTILE = 95.0
+# Of the distance from similarity 1 that the best match of all held-out cases has: nearer is a clear copy.
+CLEAR = 0.5
 
 Matrix = NDArray[np.float64]
 
 
-def copy_threshold(training_to_validation: ArrayLike, percentile: float = TAU_PERCENTILE) -> float:
-    """Tau of Dar et al. (arXiv 2402.01054): that percentile of each training case's best similarity to an
-    independent validation case. By construction `100 - percentile` % of the training cases exceed it."""
-    return float(np.percentile(_matrix(training_to_validation).max(1), percentile))
-
-
-class Copies(NamedTuple):
-    """Suspected copies at one threshold.
+class Memorised(NamedTuple):
+    """N_mem of Dar et al. over the number of training cases.
 
     Attributes:
-        memorised: training cases whose best synthetic match exceeds it (N_mem).
-        copies: synthetic cases whose best training match exceeds it (N_copies).
-        training: number of training cases.
-        synthetic: number of synthetic cases.
+        threshold: tau, mean over splits of the held-out cases.
+        share: of the training cases whose best synthetic match exceeds it.
+        null: the same with held-out cases, as many, in the place of synthetic ones.
+        cases: synthetic and held-out cases that were compared with each training case.
     """
 
-    memorised: int
-    copies: int
-    training: int
-    synthetic: int
-
-
-def count_copies(training_to_synthetic: ArrayLike, threshold: float) -> Copies:
-    """N_mem and N_copies of Dar et al. from similarities `(training, synthetic)`."""
-    found = _matrix(training_to_synthetic) > threshold
-    return Copies(int(found.any(1).sum()), int(found.any(0).sum()), *found.shape)
+    threshold: float
+    share: float
+    null: float
+    cases: int
 
 
 def memorised_share(
-    training_to_candidates: ArrayLike, threshold: float, count: int, *, draws: int = 200, seed: int = 0
-) -> float:
-    """Share of the training cases with a match above the threshold among `count` random candidates.
+    training_to_synthetic: ArrayLike,
+    training_to_held_out: ArrayLike,
+    held_out_patients: Sequence[Hashable],
+    *,
+    percentile: float = TAU_PERCENTILE,
+    splits: int = 100,
+    seed: int = 0,
+) -> Memorised:
+    """Share of the training cases that have a match among the synthetic ones (Dar et al., arXiv 2402.01054).
 
-    The best of many matches is better than the best of few: shares are only comparable, with one another and
-    with the 5 % that the threshold is made for, at equal numbers of candidates.
+    Tau is that percentile of each training case's best similarity to an independent real case. The best of
+    many matches is better than the best of few, so sizes are made equal: random halves of the held-out
+    patients give tau, the other halves the null, and as many synthetic cases are drawn.
+
+    Args:
+        training_to_synthetic: similarities `(training, synthetic)`.
+        training_to_held_out: similarities `(training, held-out)`.
+        held_out_patients: of the held-out cases.
+        percentile: 0 to 100.
+        splits: random halves that all figures are averaged over.
+        seed: of the draws.
+
+    Raises:
+        DiffaugError: fewer than two held-out patients.
     """
-    found = _matrix(training_to_candidates) > threshold
-    total = found.shape[1]
-    if count > total:
-        raise DiffaugError(f"{count} candidates cannot be drawn from {total}")
+    synthetic, held_out = _matrix(training_to_synthetic), _matrix(training_to_held_out)
+    index = cluster_index(held_out_patients)
+    patients = int(index.max()) + 1
+    if patients < 2:
+        raise DiffaugError("a threshold and its null rate need held-out cases of at least two patients")
     rng = np.random.default_rng(seed)
-    return float(
-        np.mean([found[:, rng.choice(total, count, replace=False)].any(1).mean() for _ in range(draws)])
+    found = []
+    for _ in range(splits):
+        chosen = np.isin(index, rng.permutation(patients)[: patients // 2])
+        sides = [rng.permutation(np.flatnonzero(side)) for side in (chosen, ~chosen)]
+        count = min(len(sides[0]), len(sides[1]), synthetic.shape[1])
+        first, second = (held_out[:, side[:count]].max(1) for side in sides)
+        drawn = synthetic[:, rng.permutation(synthetic.shape[1])[:count]].max(1)
+        tau = np.percentile(first, percentile)
+        found.append((tau, (drawn > tau).mean(), (second > tau).mean(), count))
+    tau, share, null, count = np.mean(found, axis=0)
+    return Memorised(float(tau), float(share), float(null), round(float(count)))
+
+
+class Search(NamedTuple):
+    """Similarities to look for copies in: `(synthetic, training)`, and `(held-out, training)` for comparison;
+    at most 1."""
+
+    synthetic: Matrix
+    held_out: Matrix
+
+
+class Found(NamedTuple):
+    """What one search found.
+
+    Attributes:
+        threshold: similarity to the nearest training case above which a case is a suspected copy.
+        clear: the one above which it is a clear copy.
+        suspected: which synthetic cases are suspected `(synthetic,)`.
+        clearly: which are clear copies.
+        real: which held-out cases exceed the threshold that the other held-out patients give.
+    """
+
+    threshold: float
+    clear: float
+    suspected: NDArray[np.bool_]
+    clearly: NDArray[np.bool_]
+    real: NDArray[np.bool_]
+
+
+class Copies(NamedTuple):
+    """N_copies of Dar et al., against real cases in the place of synthetic ones.
+
+    Attributes:
+        searches: what each search found.
+        suspected: synthetic cases that any search suspects `(synthetic,)`.
+        clearly: those that any search finds clearly.
+        share: of suspected cases, with its interval over synthetic cases.
+        null: share of held-out cases that any search would suspect, with its interval over patients.
+    """
+
+    searches: list[Found]
+    suspected: NDArray[np.bool_]
+    clearly: NDArray[np.bool_]
+    share: Interval
+    null: Interval
+
+
+def find_copies(
+    searches: Sequence[Search], held_out_patients: Sequence[Hashable], *, percentile: float = TAU_PERCENTILE
+) -> Copies:
+    """Synthetic cases that are more like a training case than real cases of other patients are.
+
+    A threshold is a high percentile of the best training match of each held-out case, so that an honest
+    generator, too, has some suspected copies: as many as the null. Several searches share the allowance of
+    `100 - percentile` % among them. A match is clear where it is twice as near to similarity 1 as the nearest
+    of any held-out case.
+
+    Args:
+        searches: at least one; all of the same cases.
+        held_out_patients: of the held-out cases.
+        percentile: 0 to 100.
+
+    Raises:
+        DiffaugError: fewer than two held-out patients.
+    """
+    index = cluster_index(held_out_patients)
+    if index.max() < 1:
+        raise DiffaugError("a threshold and its null rate need held-out cases of at least two patients")
+    percentile = 100 - (100 - percentile) / len(searches)
+    found = [_search(search, index, percentile) for search in searches]
+    suspected: NDArray[np.bool_] = np.any([one.suspected for one in found], axis=0)
+    return Copies(
+        found,
+        suspected,
+        np.any([one.clearly for one in found], axis=0),
+        share_interval(suspected, range(len(suspected))),
+        share_interval(np.any([one.real for one in found], axis=0), held_out_patients),
     )
+
+
+def _search(search: Search, patients: NDArray[np.intp], percentile: float) -> Found:
+    best, real = (_matrix(similarities).max(1) for similarities in search)
+    threshold = float(np.percentile(real, percentile))
+    without = np.array([np.percentile(real[patients != p], percentile) for p in range(patients.max() + 1)])
+    clear = float(1 - CLEAR * (1 - real.max()))
+    return Found(threshold, clear, best > threshold, best > clear, real > without[patients])
+
+
+def share_interval(found: ArrayLike, clusters: Sequence[Hashable], level: float = 0.95) -> Interval:
+    """A share with its Wilson interval (Wilson 1927), which is right near 0 and 1, too.
+
+    Cases of one cluster (patient) count as fewer: the number of cases is divided by their variance inflation
+    (Rao and Scott 1992).
+    """
+    values = np.asarray(found, float)
+    index = cluster_index(clusters)
+    sizes, hits = np.bincount(index), np.bincount(index, values)
+    count, share = len(values), float(values.mean())
+    inflation = 1.0
+    if 0 < share < 1 and len(sizes) > 1:
+        residuals = ((hits - share * sizes) ** 2).sum() * len(sizes) / (len(sizes) - 1)
+        inflation = max(1.0, float(residuals) / (count * share * (1 - share)))
+    effective = count / inflation
+    z = float(stats.norm.ppf(0.5 + level / 2))
+    centre = (share + z**2 / (2 * effective)) / (1 + z**2 / effective)
+    reach = z / (1 + z**2 / effective) * np.sqrt(share * (1 - share) / effective + (z / (2 * effective)) ** 2)
+    return Interval(share, max(0.0, float(centre - reach)), min(1.0, float(centre + reach)))
 
 
 def authenticity(

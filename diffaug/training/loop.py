@@ -7,13 +7,14 @@ seeds of the step number.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffaug.files import atomic_path
@@ -79,6 +80,7 @@ class AveragedTrainer:
     Args:
         loss: the losses of step n, under "loss" the one to minimise; must draw all randomness from n.
         evaluate: figures of a module that carries the averaged weights; "loss" among them.
+        snapshots: number of steps -> file that the averaged weights are kept in after them.
     """
 
     def __init__(
@@ -93,7 +95,9 @@ class AveragedTrainer:
         weight_decay: float,
         decay_fraction: float,
         ema: float,
+        snapshots: Mapping[int, Path] | None = None,
     ) -> None:
+        self.snapshots = snapshots or {}
         self.accelerator, self.module = accelerator, module
         self.loss, self.figures = loss, evaluate
         self.learning_rate = learning_rate
@@ -118,6 +122,9 @@ class AveragedTrainer:
         self.accelerator.clip_grad_norm_(self.module.parameters(), 1.0)
         self.optimizer.step()
         self.average.update(self.module, step)
+        if step + 1 in self.snapshots and self.accelerator.is_main_process:
+            with atomic_path(self.snapshots[step + 1]) as temporary:
+                save_file({name: value.cpu() for name, value in self.average.values.items()}, temporary)
         return losses
 
     def evaluate(self) -> dict[str, float]:

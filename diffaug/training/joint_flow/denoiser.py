@@ -163,6 +163,9 @@ def train_denoiser(
         weight_decay=settings.weight_decay,
         decay_fraction=settings.decay_fraction,
         ema=settings.ema,
+        snapshots={
+            step: folder / "snapshots" / f"step_{step:06d}.safetensors" for step in settings.snapshot_steps
+        },
     )
     history = run_loop(
         trainer,

@@ -36,6 +36,14 @@ class DenoiserTraining(BaseModel):
     ema: float = Field(default=0.9995, ge=0, lt=1)
     rounds: int = Field(ge=1, description="augmented encodings of every training case in the latent cache")
     label_weight: float = Field(default=1.0, ge=0)
+    snapshots: int = Field(
+        default=0, ge=0, description="averaged weights to keep in private/snapshots, at even distances"
+    )
+
+    @property
+    def snapshot_steps(self) -> list[int]:
+        """Numbers of steps after which the averaged weights are kept; the last is that of all steps."""
+        return [self.steps * (n + 1) // self.snapshots for n in range(self.snapshots)]
 
 
 class JointFlowPlan(PlanBase):

@@ -1,0 +1,114 @@
+"""Memorisation in one feature space, every figure beside what held-out cases give in the samples' place."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from diffaug.audit.features import Space
+from diffaug.audit.fidelity import Sets
+from diffaug.audit.record import Beside, CopyRecord, Figure, Memorisation, SearchRecord, Suspect
+from diffaug.evaluation.balance import balance
+from diffaug.evaluation.memorisation import (
+    Copies,
+    Search,
+    authenticity,
+    membership_auc,
+    memorised_share,
+    neighbour_ratios,
+)
+
+
+class NamedSearch(NamedTuple):
+    """Where copies are looked for: a word for files, words for readers, and similarities."""
+
+    name: str
+    title: str
+    similarities: Search
+
+
+def searches_in(space: Space) -> list[NamedSearch]:
+    """The search in a space, and where it has mirror images the one for mirrored copies."""
+    found = [
+        NamedSearch(space.name, space.title, Search(space.synthetic_to_training, space.held_out_to_training))
+    ]
+    if space.mirrored_synthetic_to_training is not None and space.mirrored_held_out_to_training is not None:
+        mirrored = Search(space.mirrored_synthetic_to_training, space.mirrored_held_out_to_training)
+        found.append(NamedSearch(f"{space.name}, mirrored", f"{space.title}, mirrored", mirrored))
+    return found
+
+
+def measure_memorisation(space: Space, sets: Sets, seed: int = 0) -> Memorisation:
+    """All figures of one space but suspected copies, which all spaces search together."""
+    training, held_out = sets.training.patients, sets.held_out.patients
+    memorised = memorised_share(
+        space.synthetic_to_training.T, space.held_out_to_training.T, held_out, seed=seed
+    )
+    found = balance(
+        1 - space.synthetic_to_training, 1 - space.synthetic_to_held_out, training, held_out, seed=seed
+    )
+    own = 1 - space.training_to_training
+    queries = {"share": 1 - space.synthetic_to_training, "null": 1 - space.held_out_to_training}
+    authentic = {name: float(authenticity(d, own, training).mean()) for name, d in queries.items()}
+    ratios = {name: float(np.median(neighbour_ratios(d, training))) for name, d in queries.items()}
+    auc = membership_auc(
+        1 - space.synthetic_to_training.T, 1 - space.synthetic_to_held_out.T, training, held_out, seed=seed
+    )
+    return Memorisation(
+        tau=memorised.threshold,
+        memorised_share=memorised.share,
+        memorised_null=memorised.null,
+        matched=memorised.cases,
+        balance=Figure.of(found.share),
+        balance_cases=found.cases,
+        authentic_share=authentic["share"],
+        authentic_null=authentic["null"],
+        neighbour_ratio=ratios["share"],
+        neighbour_ratio_null=ratios["null"],
+        membership_auc=Figure.of(auc),
+    )
+
+
+def record_copies(searches: Sequence[NamedSearch], copies: Copies) -> CopyRecord:
+    """What all searches found, in numbers."""
+    return CopyRecord(
+        copies=int(copies.suspected.sum()),
+        clear_copies=int(copies.clearly.sum()),
+        share=Beside(synthetic=Figure.of(copies.share), real=Figure.of(copies.null)),
+        searches=[
+            SearchRecord(
+                name=search.name,
+                title=search.title,
+                threshold=found.threshold,
+                clear_threshold=found.clear,
+                copies=int(found.suspected.sum()),
+                clear_copies=int(found.clearly.sum()),
+            )
+            for search, found in zip(searches, copies.searches, strict=True)
+        ],
+    )
+
+
+def list_suspects(searches: Sequence[NamedSearch], copies: Copies, sets: Sets) -> list[Suspect]:
+    """Suspected copies of all searches with their training cases, the most alike first.
+
+    A case that several searches suspect is listed by the one whose threshold it exceeds most, in units of the
+    distance from there to similarity 1.
+    """
+    best: dict[int, tuple[float, Suspect]] = {}
+    for search, found in zip(searches, copies.searches, strict=True):
+        similarities = search.similarities.synthetic
+        for row in np.flatnonzero(found.suspected).tolist():
+            column = int(similarities[row].argmax())
+            similarity = float(similarities[row, column])
+            excess = (similarity - found.threshold) / max(1 - found.threshold, 1e-9)
+            if row not in best or excess > best[row][0]:
+                suspect = Suspect(
+                    synthetic=sets.synthetic.names[row],
+                    training=sets.training.names[column],
+                    search=search.name,
+                    similarity=similarity,
+                    clear=bool(found.clearly[row]),
+                )
+                best[row] = excess, suspect
+    return [suspect for _, suspect in sorted(best.values(), key=lambda entry: -entry[0])]

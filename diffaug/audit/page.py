@@ -1,0 +1,411 @@
+"""The report as one HTML page: figures embedded, nothing fetched, fit for print."""
+
+import base64
+import io
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diffaug.audit.features import Space
+from diffaug.audit.fidelity import Sets
+from diffaug.audit.record import Beside, CopyRecord, Report, SetRecord, Suspect
+from diffaug.audit.record import Figure as Interval
+from diffaug.audit.verdicts import LIMITS
+from diffaug.audit.volumes import LEVELS, CaseSet
+from diffaug.evaluation.distributions import principal_components
+from diffaug.files import atomic_write_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Suspected copies that are shown; the JSON lists all.
+MOST_SHOWN = 12
+COLOURS = {"synthetic": "#d55e00", "training": "#0072b2", "held-out": "#009e73"}
+WORDS = {"pass": "Pass", "unclear": "Unclear", "fail": "Fail"}
+SUMMARIES = {
+    "pass": "No question failed. That is evidence, not proof: see what an audit cannot show.",
+    "unclear": "Nothing failed, but some questions have no clear answer: see below which, and why.",
+    "fail": "At least one question failed. Do not share the data for what that question is about.",
+}
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem; margin: 2rem auto;
+  padding: 0 1rem }
+h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { font-size: 1.25rem; margin-top: 2.2rem }
+table { border-collapse: collapse; width: 100%; margin: .8rem 0; font-size: .92rem }
+th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid #ddd }
+th { border-bottom: 2px solid #888 } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+.pass, .unclear, .fail { display: inline-block; min-width: 4.2rem; text-align: center; font-weight: 600;
+  border-radius: .3rem; padding: .05rem .5rem; border: 2px solid }
+.pass { color: #00543a; border-color: #009e73 } .unclear { color: #6b4e00; border-color: #e69f00;
+  border-style: dashed }
+.fail { color: #fff; background: #a33100; border-color: #a33100 }
+.box { border-left: 5px solid #888; background: #f5f5f5; padding: .6rem 1rem; margin: 1rem 0 }
+.small { font-size: .85rem; color: #555 } img { max-width: 100% } figure { margin: 1rem 0 } code {
+  font-size: .85em }
+figcaption { font-size: .88rem; color: #444 }
+@media print { body { max-width: none; margin: 0; font-size: 11pt } h2 { break-after: avoid }
+  figure, tr, .box { break-inside: avoid } }
+"""
+
+
+def write_page(
+    report: Report, spaces: Sequence[Space], sets: Sets, labels: Sequence[str], path: Path
+) -> None:
+    """Write the page, whole or not at all."""
+    parts = [
+        _head(report),
+        _verdicts(report),
+        _compared(report),
+        _memorisation(report, spaces),
+        _suspects(report, sets),
+        _fidelity(report, spaces, sets, labels),
+        _limits(),
+        _details(report),
+    ]
+    title = escape(f"Audit of {report.synthetic.name}")
+    atomic_write_text(
+        path,
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n<body>\n'
+        + "\n".join(parts)
+        + "\n</body></html>\n",
+    )
+
+
+# -------- sections
+
+
+def _head(report: Report) -> str:
+    cases = f"{report.synthetic.cases} synthetic cases"
+    return (
+        f"<h1>Audit of {escape(report.synthetic.name)}</h1>\n<p>{cases}, compared with "
+        f"{report.training.cases} "
+        f"scans that trained their generator and {report.held_out.cases} scans of other patients.</p>\n"
+        f'<div class="box">{_answer(report.answer)} {SUMMARIES[report.answer]}</div>'
+        + (
+            '<p class="small">This page shows real scans beside suspected copies: it stays with those who '
+            "may "
+            "see these scans.</p>"
+            if report.suspects
+            else ""
+        )
+    )
+
+
+def _verdicts(report: Report) -> str:
+    rows = [
+        (_answer(v.answer), f"<b>{escape(v.question)}</b><br>{escape(v.found)}", escape(v.threshold))
+        for v in report.verdicts
+    ]
+    return "<h2>Questions and answers</h2>" + _table(
+        ("Answer", "Question, and what was found", "Threshold"), rows
+    )
+
+
+def _compared(report: Report) -> str:
+    def row(role: str, record: SetRecord) -> tuple[str, ...]:
+        patients = "not given" if record.patients is None else str(record.patients)
+        return role, escape(record.name), str(record.cases), patients, escape(record.licence or "not stated")
+
+    rows = [
+        row("synthetic cases, which are audited", report.synthetic),
+        row("training scans, which the generator saw", report.training),
+        row("held-out scans, which it did not see", report.held_out),
+    ]
+    notes = "".join(f"<p>{escape(note)}</p>" for note in report.notes)
+    sides = " x ".join(f"{n}" for n in report.grid.shape)
+    spacing = " x ".join(f"{s:.3g}" for s in report.grid.spacing)
+    return (
+        "<h2>What was compared</h2>"
+        + _table(("Role", "Dataset", "Cases", "Patients", "Licence"), rows)
+        + f"<p>All volumes were brought to one grid ({sides} voxels of {spacing} mm) and to zero mean and "
+        f"unit "
+        "variance. A held-out scan is what an honest generator's sample should be like: of nobody in the "
+        "training "
+        "set, and yet true anatomy. So each figure of the samples stands beside the same figure of held-out "
+        "scans.</p>" + notes
+    )
+
+
+def _memorisation(report: Report, spaces: Sequence[Space]) -> str:
+    copies = report.copies
+    rows: list[tuple[str, ...]] = [
+        (
+            "<b>suspected copies</b>: more like a training scan than all but 5 % of held-out scans are",
+            f"{copies.copies}: {_percent(copies.share.synthetic)}",
+            _percent(copies.share.real),
+        ),
+        (
+            "<b>clear copies</b>: twice as near as the nearest of all held-out scans",
+            str(copies.clear_copies),
+            "0",
+        ),
+    ]
+    rows += [
+        (f"found by {escape(s.title)}", f"{s.copies} suspected, {s.clear_copies} clear", "")
+        for s in copies.searches
+    ]
+    for space in report.spaces:
+        m = space.memorisation
+        rows += [
+            (f"<b>{escape(space.title)}</b>", "", ""),
+            (
+                f"training scans with a match (N_mem, {m.matched} candidates, tau {m.tau:.3f})",
+                f"{m.memorised_share:.1%}",
+                f"{m.memorised_null:.1%}",
+            ),
+            ("nearer to training than to held-out scans (balance)", _percent(m.balance), "50 %"),
+            ("authentic samples", f"{m.authentic_share:.1%}", f"{m.authentic_null:.1%}"),
+            (
+                "distance to the nearest patient over that to the second nearest (median)",
+                f"{m.neighbour_ratio:.3f}",
+                f"{m.neighbour_ratio_null:.3f}",
+            ),
+            ("membership inference, area under the curve", str(m.membership_auc), "0.5"),
+        ]
+    return (
+        "<h2>Does the data copy its training scans?</h2>"
+        + _table(("Figure", "Samples", "Held-out scans, or chance"), rows)
+        + _picture(
+            lambda figure: _draw_matches(figure, copies, spaces),
+            (4.6 * len(spaces), 3.2),
+            "How much each case is like its nearest training scan. A generator that copies has samples to "
+            "the "
+            "right of all held-out scans. Lines: a suspected copy (full), a clear copy (dotted).",
+        )
+    )
+
+
+def _suspects(report: Report, sets: Sets) -> str:
+    found = report.suspects[:MOST_SHOWN]
+    if not found:
+        return "<h2>Suspected copies</h2><p>None.</p>"
+    rows = [
+        (
+            str(n + 1),
+            escape(s.synthetic),
+            escape(s.training),
+            s.search,
+            f"{s.similarity:.3f}",
+            "yes" if s.clear else "",
+        )
+        for n, s in enumerate(found)
+    ]
+    more = len(report.suspects) - len(found)
+    return (
+        "<h2>Suspected copies, the most alike first</h2>"
+        + _picture(
+            lambda figure: _draw_pairs(figure, found, sets),
+            (9.6, 1.65 * len(found) + 0.3),
+            "Each suspected sample (left three slices) and the training scan that it resembles (right "
+            "three), through "
+            "the middle of the volume. Judge for yourself: the same person, or only the same organ?",
+        )
+        + _table(("", "Sample", "Training scan", "Found by", "Similarity", "Clear"), rows)
+        + (f"<p>{more} more are listed in report.json.</p>" if more else "")
+    )
+
+
+def _fidelity(report: Report, spaces: Sequence[Space], sets: Sets, labels: Sequence[str]) -> str:
+    rows: list[tuple[str, ...]] = []
+    for space in report.spaces:
+        rows.append((f"<b>{escape(space.title)}</b>, at most 16 components", "", ""))
+        rows += [_pair(name.replace("_", " "), b) for name, b in space.distributions.items()]
+    rows.append(("<b>distributions</b>", "", ""))
+    rows += [_pair(_worded(name), beside) for name, beside in report.measures.items()]
+    s = report.similarity
+    rows.append(
+        _pair(f"MS-SSIM of {s.pairs} pairs ({s.scales} scales, windows of {s.kernel} voxels)", s.ms_ssim)
+    )
+    page = (
+        "<h2>Are the samples true to life, and varied?</h2><p>Samples, and training scans in their place, "
+        "compared "
+        "with equally many held-out scans; 95 % intervals over patients.</p>"
+        + _table(("Figure", "Samples", "Training scans"), rows)
+        + _picture(
+            lambda figure: _draw_components(figure, spaces),
+            (4.6 * len(spaces), 3.6),
+            "The first two principal components of the training scans.",
+        )
+        + _picture(
+            lambda figure: _draw_measures(figure, sets, labels),
+            (4.6 * (2 + len(labels)), 3.2),
+            "Intensities, how alike neighbouring slices are (high means smooth), and volumes of the labelled "
+            "structures.",
+        )
+    )
+    if report.utility is not None:
+        u = report.utility
+        page += f"<h3>Utility: Dice of a U-Net ({u.steps} steps)</h3>" + _table(
+            ("Trained on", "Tested on", "Dice"),
+            [
+                (
+                    f"{u.training_cases} synthetic",
+                    "held-out scans",
+                    str(u.trained_on_synthetic_tested_on_real),
+                ),
+                ("training scans", "held-out scans", str(u.trained_on_real_tested_on_real)),
+                ("training scans", "synthetic", str(u.trained_on_real_tested_on_synthetic)),
+            ],
+        )
+    return page
+
+
+def _limits() -> str:
+    return (
+        "<h2>What this audit cannot show</h2><ul>"
+        + "".join(f"<li>{escape(limit)}</li>" for limit in LIMITS)
+        + "</ul>"
+    )
+
+
+def _details(report: Report) -> str:
+    hashes = [
+        (role, f"<code>{record.files}</code>")
+        for role, record in (
+            ("synthetic", report.synthetic),
+            ("training", report.training),
+            ("held-out", report.held_out),
+        )
+    ]
+    return (
+        "<h2>How it was done</h2><p>Encoder: "
+        f"{escape(report.encoder)} (Dar et al., arXiv 2402.01054); thresholds are 95th percentiles; "
+        f"authenticity after "
+        "Alaa et al. 2022, precision and recall after Kynkaanniemi et al. 2019, density and coverage "
+        "after Naeem et al. "
+        "2020, MMD after Gretton et al. 2012, MS-SSIM after Wang et al. 2003; intervals of half-samples "
+        "after Shao and "
+        f"Wu 1989. diffaug {escape(report.version)}. All figures are in report.json.</p>"
+        + _table(("Set", "SHA-256 of its files on the grid"), hashes)
+    )
+
+
+# -------- pieces
+
+
+def _answer(answer: str) -> str:
+    return f'<span class="{answer}">{WORDS[answer]}</span>'
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    cells = "".join(f"<th>{title}</th>" for title in head)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _pair(name: str, beside: Beside) -> tuple[str, ...]:
+    return escape(name), str(beside.synthetic), str(beside.real)
+
+
+def _worded(name: str) -> str:
+    if name == "intensities":
+        return "intensities (Wasserstein distance, standard deviations)"
+    if name == "roughness":
+        return "change between neighbouring slices, in that of held-out scans"
+    if name.startswith("volume_"):
+        return f"volume of {name.removeprefix('volume_')} (KS)"
+    return f"slice consistency along {name[-1]} (KS)"
+
+
+def _percent(figure: Interval) -> str:
+    return f"{figure.value:.1%} [{figure.low:.1%}, {figure.high:.1%}]"
+
+
+def _picture(draw: "Callable[[Figure], None]", size: tuple[float, float], caption: str) -> str:
+    """A figure as an embedded PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    data = base64.b64encode(content.getvalue()).decode()
+    return (
+        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _draw_matches(figure: "Figure", copies: CopyRecord, spaces: Sequence[Space]) -> None:
+    panels = figure.subplots(1, len(spaces), squeeze=False)[0]
+    searches = {search.name: search for search in copies.searches}
+    for axes, space in zip(panels, spaces, strict=True):
+        found = searches[space.name]
+        best = {
+            "held-out": space.held_out_to_training.max(1),
+            "synthetic": space.synthetic_to_training.max(1),
+        }
+        bins = np.linspace(min(map(np.min, best.values())), 1, 41)
+        for name, values in best.items():
+            weights = np.full(len(values), 100 / len(values))
+            axes.hist(values, bins, weights=weights, color=COLOURS[name], alpha=0.55, label=name)
+        axes.axvline(found.threshold, color="0.2", linewidth=1)
+        axes.axvline(found.clear_threshold, color="0.2", linewidth=1, linestyle=":")
+        axes.set(title=space.title, xlabel="similarity to the nearest training scan", ylabel="% of cases")
+        axes.legend(frameon=False)
+
+
+def _draw_pairs(figure: "Figure", suspects: Sequence[Suspect], sets: Sets) -> None:
+    panels = figure.subplots(len(suspects), 6, squeeze=False)
+    for row, suspect in zip(panels, suspects, strict=True):
+        for offset, cases, name in (
+            (0, sets.synthetic, suspect.synthetic),
+            (3, sets.training, suspect.training),
+        ):
+            volume = np.asarray(cases.images[cases.names.index(name)][0], dtype=np.float32)
+            for axis in range(3):
+                _slice(row[offset + axis], volume, axis)
+            row[offset].set_title(name, fontsize=8, loc="left")
+
+
+def _slice(axes: "Axes", volume: np.ndarray, axis: int) -> None:
+    image = volume.take(volume.shape[axis] // 2, axis=axis).T
+    axes.imshow(image, cmap="gray", origin="lower", vmin=-2, vmax=2.5)
+    axes.set_axis_off()
+
+
+def _draw_components(figure: "Figure", spaces: Sequence[Space]) -> None:
+    panels = figure.subplots(1, len(spaces), squeeze=False)[0]
+    for axes, space in zip(panels, spaces, strict=True):
+        components = principal_components(space.training, 2)
+        for name, features in (
+            ("training", space.training),
+            ("held-out", space.held_out),
+            ("synthetic", space.synthetic),
+        ):
+            x, y = components.project(features)[:, :2].T
+            axes.scatter(x, y, s=9, alpha=0.6, color=COLOURS[name], label=name, linewidths=0)
+        axes.set(title=space.title, xlabel="component 1", ylabel="component 2", xticks=[], yticks=[])
+        axes.legend(frameon=False)
+
+
+def _draw_measures(figure: "Figure", sets: Sets, labels: Sequence[str]) -> None:
+    panels = figure.subplots(1, 2 + len(labels), squeeze=False)[0]
+    named: list[tuple[str, CaseSet]] = [
+        ("training", sets.training),
+        ("held-out", sets.held_out),
+        ("synthetic", sets.synthetic),
+    ]
+    for name, cases in named:
+        panels[0].plot(100 * LEVELS, cases.intensities.mean((0, 1)), color=COLOURS[name], label=name)
+        _distribution(panels[1], cases.consistency.mean(1), name)
+        for axes, label in zip(panels[2:], labels, strict=True):
+            volumes = cases.label_volumes[label]
+            _distribution(axes, volumes[np.isfinite(volumes)], name)
+            axes.set(title=f"volume of {label}", xlabel="mm³", ylabel="share below")
+    panels[0].set(title="intensities", xlabel="percentile of voxels", ylabel="standard deviations")
+    panels[1].set(
+        title="slice consistency", xlabel="correlation of neighbouring slices", ylabel="share below"
+    )
+    panels[0].legend(frameon=False)
+
+
+def _distribution(axes: "Axes", values: np.ndarray, name: str) -> None:
+    axes.step(np.sort(values), (np.arange(len(values)) + 1) / len(values), where="post", color=COLOURS[name])

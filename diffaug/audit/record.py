@@ -1,0 +1,190 @@
+"""What an audit finds, as it is written to JSON."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from diffaug.evaluation.statistics import Interval
+
+Answer = Literal["pass", "unclear", "fail"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Figure(_Part):
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, interval: Interval) -> "Figure":
+        """From a named tuple."""
+        return cls(value=interval.value, low=interval.low, high=interval.high)
+
+    def __str__(self) -> str:
+        return f"{_short(self.value)} [{_short(self.low)}, {_short(self.high)}]"
+
+
+class Beside(_Part):
+    """A figure of synthetic cases, and the same of real cases in their place."""
+
+    synthetic: Figure
+    real: Figure
+
+
+class SearchRecord(_Part):
+    """One search for copies: a case above `threshold` is suspected, one above `clear_threshold` is clear."""
+
+    name: str
+    title: str
+    threshold: float
+    clear_threshold: float
+    copies: int
+    clear_copies: int
+
+
+class CopyRecord(_Part):
+    """Suspected copies.
+
+    Attributes:
+        copies: N_copies, synthetic cases that any search suspects.
+        clear_copies: those that any search finds clearly.
+        share: of suspected synthetic cases, and of held-out ones in their place (real).
+        searches: what each search found.
+    """
+
+    copies: int
+    clear_copies: int
+    share: Beside
+    searches: list[SearchRecord]
+
+
+class Memorisation(_Part):
+    """What one feature space says of memorisation.
+
+    Attributes:
+        tau: Dar's threshold for training cases.
+        memorised_share: of the training cases, those with a match above tau among `matched` synthetic cases.
+        memorised_null: the same among as many held-out cases.
+        matched: cases that each training case was compared with.
+        balance: share of the samples nearer to training than to held-out cases; 0.5 where nothing is
+            memorised.
+        balance_cases: training and held-out cases in it, each.
+        authentic_share: samples farther from their nearest training case than this is from another patient's.
+        authentic_null: the same of held-out cases.
+        neighbour_ratio: median distance to the nearest training patient over that to the second nearest.
+        neighbour_ratio_null: the same of held-out cases.
+        membership_auc: of telling training from held-out cases by their nearest sample.
+    """
+
+    tau: float
+    memorised_share: float
+    memorised_null: float
+    matched: int
+    balance: Figure
+    balance_cases: float
+    authentic_share: float
+    authentic_null: float
+    neighbour_ratio: float
+    neighbour_ratio_null: float
+    membership_auc: Figure
+
+
+class SpaceReport(_Part):
+    """One feature space: copies, and distributions by name of the figure."""
+
+    name: str
+    title: str
+    memorisation: Memorisation
+    distributions: dict[str, Beside]
+
+
+class PairSimilarity(_Part):
+    """MS-SSIM of pairs of synthetic, and of pairs of training cases."""
+
+    ms_ssim: Beside
+    scales: int
+    kernel: int
+    pairs: int
+
+
+class Suspect(_Part):
+    """A suspected copy and the training case that it resembles."""
+
+    synthetic: str
+    training: str
+    search: str
+    similarity: float
+    clear: bool
+
+
+class SetRecord(_Part):
+    """One of the three sets: `files` is the SHA-256 of all its files on the audit's grid."""
+
+    name: str
+    cases: int
+    patients: int | None
+    licence: str | None
+    files: str
+
+
+class GridRecord(_Part):
+    """The grid on which cases were compared: axis codes, mm and voxels."""
+
+    orientation: tuple[str, str, str]
+    spacing: tuple[float, float, float]
+    shape: tuple[int, int, int]
+
+
+class Utility(_Part):
+    """Mean Dice of a reference U-Net, by the cases that trained it and those it was tested on."""
+
+    trained_on_synthetic_tested_on_real: Figure
+    trained_on_real_tested_on_real: Figure
+    trained_on_real_tested_on_synthetic: Figure
+    training_cases: int
+    steps: int
+
+
+class Verdict(_Part):
+    """A plain answer: the question, what was found, the threshold, and pass, unclear or fail."""
+
+    question: str
+    answer: Answer
+    found: str
+    threshold: str
+
+
+class Report(_Part):
+    """A whole audit."""
+
+    format: Literal[1] = 1
+    version: str
+    synthetic: SetRecord
+    training: SetRecord
+    held_out: SetRecord
+    grid: GridRecord
+    encoder: str
+    verdicts: list[Verdict]
+    copies: CopyRecord
+    spaces: list[SpaceReport]
+    measures: dict[str, Beside]
+    similarity: PairSimilarity
+    suspects: list[Suspect]
+    utility: Utility | None = None
+    notes: list[str] = []
+
+    @property
+    def answer(self) -> Answer:
+        """The worst of the verdicts."""
+        answers = {verdict.answer for verdict in self.verdicts}
+        return "fail" if "fail" in answers else "unclear" if "unclear" in answers else "pass"
+
+
+def _short(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:.3g}"

@@ -1,0 +1,197 @@
+"""Plain answers: what an audit's figures mean, by stated thresholds."""
+
+from collections.abc import Mapping, Sequence
+
+from diffaug.audit.record import (
+    Answer,
+    Beside,
+    CopyRecord,
+    Figure,
+    Memorisation,
+    PairSimilarity,
+    SpaceReport,
+    Verdict,
+)
+
+# Largest upper bound of the balance, and of an attacker's area under the curve, that passes.
+MOST_BALANCE = MOST_AUC = 0.60
+# A share of real cases' precision or coverage that passes, and one below which it fails.
+ENOUGH, TOO_LITTLE = 0.8, 0.5
+# Frechet distances, in those of real cases, that pass and above which fidelity fails.
+NEAR, FAR = 2.0, 10.0
+# Change between neighbouring slices, in that of real cases or the reverse, above which fidelity fails.
+ROUGH = 4.0
+# What samples' distances of distributions (KS) may exceed real ones' by, and above which they fail.
+CLOSE, APART = 0.15, 0.4
+# Structural similarity that pairs of samples may have beyond pairs of real cases.
+ALIKE = 0.05
+
+LIMITS = (
+    "An audit compares samples with the scans that it was given. It proves no privacy: there is no formal "
+    "guarantee, such as differential privacy gives.",
+    "Other samples of the same generator may be copies though none of these is.",
+    "Copies of a part of a scan, of a rare feature, or of an alteration that the encoder was not trained to "
+    "see through can go unnoticed. So can a small share of copies among suspected ones that chance explains.",
+    "An attacker who has the generator's weights, rather than samples alone, can try more than was tried "
+    "here.",
+    "Whether a person can be recognised by what is true of their anatomy, copied or not, is for people to "
+    "judge. So are consent, licence and law.",
+)
+
+
+def copy_verdict(copies: CopyRecord, samples: int) -> Verdict:
+    """Are there copies of training cases among the samples?"""
+    share, null = copies.share.synthetic, copies.share.real
+    answer: Answer = "pass" if share.value <= null.high else "unclear"
+    if copies.clear_copies or share.low > null.high:
+        answer = "fail"
+    return Verdict(
+        question="Are there copies of training scans among the samples?",
+        answer=answer,
+        found=f"{copies.clear_copies} clear copies; {copies.copies} of {samples} samples are suspected, "
+        f"{_percent(share)}, and of held-out scans in their place {_percent(null)}",
+        threshold="pass: no clear copy, and no larger share suspected than the interval of held-out scans "
+        "has; "
+        "fail: a clear copy, or an interval above that one",
+    )
+
+
+def balance_verdict(memorisation: Sequence[tuple[str, Memorisation]]) -> Verdict:
+    """Do the samples lean towards the training cases?"""
+    figures = [(title, found.balance) for title, found in memorisation]
+    return Verdict(
+        question="Do the samples lie nearer to the training scans than to others?",
+        answer=_worst([_chance(figure, MOST_BALANCE) for _, figure in figures]),
+        found="; ".join(f"{_percent(figure)} by {title}" for title, figure in figures)
+        + f" are nearer to training scans, of {memorisation[0][1].balance_cases:.0f} on each side",
+        threshold=f"50 % is none; pass: the interval reaches 50 % and ends at {MOST_BALANCE:.0%} or less; "
+        f"fail: "
+        "it lies above 50 %; unclear: too few held-out patients to tell",
+    )
+
+
+def membership_verdict(memorisation: Sequence[tuple[str, Memorisation]]) -> Verdict:
+    """Can an attacker tell who was in the training set?"""
+    figures = [(title, found.membership_auc) for title, found in memorisation]
+    return Verdict(
+        question="Can somebody who holds a scan tell from the samples whether it was used for training?",
+        answer=_worst([_chance(figure, MOST_AUC) for _, figure in figures]),
+        found="; ".join(f"area under the curve {figure} by {title}" for title, figure in figures),
+        threshold=f"0.5 is guessing; pass: the interval reaches 0.5 and ends at {MOST_AUC:.2f} or less; "
+        f"fail: it "
+        "lies above 0.5; unclear: too few held-out patients to tell",
+    )
+
+
+def fidelity_verdict(spaces: Sequence[SpaceReport], measures: Mapping[str, Beside]) -> Verdict:
+    """Do the samples look like scans?"""
+    answers: list[Answer] = []
+    words = []
+    for space in spaces:
+        precision, distance = space.distributions["precision"], space.distributions["frechet_distance"]
+        answers += [_enough(precision), _near(distance)]
+        words.append(
+            f"by {space.title} precision {precision.synthetic.value:.2f} (real {precision.real.value:.2f}), "
+            f"Frechet distance {distance.synthetic.value:.2g} ({distance.real.value:.2g})"
+        )
+    consistency = [beside for name, beside in measures.items() if name.startswith("slice_consistency")]
+    roughness = measures["roughness"]
+    answers.append(_alike(roughness))
+    # A distance of 1 may be a small difference: worth saying, no reason to fail.
+    answers += [
+        "unclear" if _close(b) == "fail" else _close(b) for b in [measures["intensities"], *consistency]
+    ]
+    words.append(
+        "slice consistency (KS) "
+        + ", ".join(f"{b.synthetic.value:.2f} ({b.real.value:.2f})" for b in consistency)
+    )
+    words.append(
+        f"change between slices {roughness.synthetic.value:.2f} of scans' ({roughness.real.value:.2f})"
+    )
+    return Verdict(
+        question="Do the samples look like scans?",
+        answer=_worst(answers),
+        found="; ".join(words),
+        threshold=f"pass: precision {ENOUGH:.0%} of real scans' or more, Frechet distance and change "
+        f"between slices at most {NEAR:g} times "
+        f"theirs, slices and intensities within {CLOSE} of theirs; fail: precision below "
+        f"{TOO_LITTLE:.0%}, or "
+        f"Frechet distance above {FAR:g} times, or change between slices beyond {ROUGH:g} times or less "
+        f"than 1/{ROUGH:g}",
+    )
+
+
+def diversity_verdict(spaces: Sequence[SpaceReport], similarity: PairSimilarity) -> Verdict:
+    """Are the samples as varied as scans?"""
+    coverages = [space.distributions["coverage"] for space in spaces]
+    pair = similarity.ms_ssim
+    answers = [_enough(coverage) for coverage in coverages]
+    if pair.synthetic.low > pair.real.high + ALIKE:
+        answers.append("fail")
+    elif pair.synthetic.low > pair.real.high:
+        answers.append("unclear")
+    return Verdict(
+        question="Are the samples as varied as scans?",
+        answer=_worst(answers),
+        found="; ".join(
+            f"by {space.title} coverage {c.synthetic.value:.2f} (real {c.real.value:.2f})"
+            for space, c in zip(spaces, coverages, strict=True)
+        )
+        + f"; MS-SSIM of pairs {pair.synthetic.value:.3f} ({pair.real.value:.3f})",
+        threshold=f"pass: coverage {ENOUGH:.0%} of real scans' or more, and pairs no more alike than "
+        f"pairs of "
+        f"scans; fail: coverage below {TOO_LITTLE:.0%}, or pairs more alike by {ALIKE}",
+    )
+
+
+def label_verdict(measures: Mapping[str, Beside]) -> Verdict | None:
+    """Are the structures as large as real ones? None where there are no label maps to compare."""
+    volumes = {name.removeprefix("volume_"): b for name, b in measures.items() if name.startswith("volume_")}
+    if not volumes:
+        return None
+    return Verdict(
+        question="Are the labelled structures as large as in scans?",
+        answer=_worst([_close(beside) for beside in volumes.values()]),
+        found="KS distance of volumes: "
+        + "; ".join(
+            f"{name} {b.synthetic.value:.2f} (real {b.real.value:.2f})" for name, b in volumes.items()
+        ),
+        threshold=f"pass: at most {CLOSE} above real scans'; fail: more than {APART} above",
+    )
+
+
+def _worst(answers: Sequence[Answer]) -> Answer:
+    return "fail" if "fail" in answers else "unclear" if "unclear" in answers else "pass"
+
+
+def _chance(figure: Figure, most: float) -> Answer:
+    """A share that is one half by chance."""
+    if figure.low > 0.5:
+        return "fail"
+    return "pass" if figure.high <= most else "unclear"
+
+
+def _enough(beside: Beside) -> Answer:
+    share = beside.synthetic.value / max(beside.real.value, 1e-9)
+    return "pass" if share >= ENOUGH else "fail" if share < TOO_LITTLE else "unclear"
+
+
+def _near(beside: Beside) -> Answer:
+    ratio = beside.synthetic.value / max(beside.real.value, 1e-9)
+    return "pass" if ratio <= NEAR else "fail" if ratio > FAR else "unclear"
+
+
+def _alike(beside: Beside) -> Answer:
+    """A ratio that is 1 where there is no difference."""
+    ratio = beside.synthetic.value / max(beside.real.value, 1e-9)
+    ratio = max(ratio, 1 / max(ratio, 1e-9))
+    return "pass" if ratio <= NEAR else "fail" if ratio > ROUGH else "unclear"
+
+
+def _close(beside: Beside) -> Answer:
+    excess = beside.synthetic.value - beside.real.value
+    return "pass" if excess <= CLOSE else "fail" if excess > APART else "unclear"
+
+
+def _percent(figure: Figure) -> str:
+    return f"{figure.value:.0%} [{figure.low:.0%}, {figure.high:.0%}]"
