@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from diffaug.audit.detector import FILE as DETECTOR
+from diffaug.audit.detector import write_detector
 from diffaug.audit.encoder import STEPS, trained_encoder
 from diffaug.audit.features import encoder_space, intensity_space, matrix_space, network_space
 from diffaug.audit.fidelity import Comparison, Sets, compare_features, compare_measures, compare_pairs
@@ -24,7 +26,7 @@ from diffaug.audit.record import (
     Utility,
     Verdict,
 )
-from diffaug.audit.utility import measure_utility
+from diffaug.audit.utility import measure_utility, shared_labels
 from diffaug.audit.verdicts import (
     balance_verdict,
     copy_verdict,
@@ -34,7 +36,7 @@ from diffaug.audit.verdicts import (
     membership_verdict,
 )
 from diffaug.audit.volumes import CaseSet, audit_grid, collect
-from diffaug.datasets.reading import Dataset
+from diffaug.datasets.reading import Dataset, read_dataset
 from diffaug.datasets.volumes import CaseFiles
 from diffaug.errors import DatasetError, DiffaugError
 from diffaug.evaluation.memorisation import find_copies
@@ -58,6 +60,12 @@ class Part:
 
     dataset: Dataset
     cases: Sequence[CaseFiles]
+
+    @classmethod
+    def whole(cls, folder: Path) -> "Part":
+        """All cases of the dataset in a folder."""
+        dataset = read_dataset(folder)
+        return cls(dataset, dataset.cases)
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,7 @@ def audit(
     output: Path,
     *,
     cache: Path | None = None,
+    detector: Path | None = None,
     options: Options | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -102,6 +111,7 @@ def audit(
         output: folder of the report.
         cache: folder of volumes and of the encoder, which the next audit reads again; default: `private` in
             the output. It holds scans.
+        detector: file of the copy detector, by which a build can reject copies; default: in `private`.
         options: everything else.
         progress: where to show it; default: nowhere.
 
@@ -112,6 +122,8 @@ def audit(
     options, progress = options or Options(), progress or Progress(quiet=True)
     cache = cache or output / PRIVATE
     notes = _check(synthetic, training, held_out)
+    if options.utility:
+        shared_labels(synthetic.dataset, training.dataset, held_out.dataset)
     network = load_network(*options.network) if options.network else None
     grid = audit_grid(synthetic.dataset)
     atomic_write_text(cache / "README.txt", _README)
@@ -169,17 +181,19 @@ def audit(
         measures=measures,
         similarity=similarity,
         suspects=list_suspects(searches, copies, sets),
-        utility=_utility(parts.values(), grid, progress) if options.utility else None,
+        utility=_utility(parts.values(), grid, output, progress) if options.utility else None,
         notes=[*notes, *options.notes],
     )
+    write_detector(encoder, spaces[0], sets, grid, detector or output / PRIVATE / DETECTOR)
     write_page(report, spaces, sets, labels, output / "report.html")
     atomic_write_text(output / "report.json", report.model_dump_json(indent=2) + "\n")
     return report
 
 
-def _utility(parts: Iterable[Part], grid: Grid, progress: Progress) -> Utility:
+def _utility(parts: Iterable[Part], grid: Grid, output: Path, progress: Progress) -> Utility:
     synthetic, training, held_out = ((part.dataset, part.cases) for part in parts)
-    return measure_utility(synthetic, training, held_out, grid, progress)
+    segmenter = output / PRIVATE / "segmenter.safetensors"
+    return measure_utility(synthetic, training, held_out, grid, segmenter, progress)
 
 
 def _verdicts(

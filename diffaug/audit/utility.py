@@ -2,21 +2,24 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diffaug.audit.record import Figure, Utility
-from diffaug.audit.volumes import on_grid
+from diffaug.audit.segmenting import label_on_grid, write_segmenter
+from diffaug.audit.volumes import case_on_grid
 from diffaug.datasets.reading import Dataset
 from diffaug.datasets.volumes import CaseFiles, load_case
 from diffaug.errors import DiffaugError
 from diffaug.evaluation.overlap import dice
 from diffaug.evaluation.segmenter import Segmenter, fit_segmenter, predict
 from diffaug.evaluation.statistics import mean_interval
-from diffaug.generators.grid import Grid, place
+from diffaug.generators.grid import Grid
 from diffaug.progress import Progress, Task
 
 STEPS = 6000
@@ -33,24 +36,23 @@ class _Pairs(NamedTuple):
 
 
 def measure_utility(
-    synthetic: Cases, training: Cases, held_out: Cases, grid: Grid, progress: Progress, steps: int = STEPS
+    synthetic: Cases,
+    training: Cases,
+    held_out: Cases,
+    grid: Grid,
+    segmenter: Path,
+    progress: Progress,
+    steps: int = STEPS,
 ) -> Utility:
-    """Dice of the reference U-Net, trained on as many synthetic as real cases at most, by label name.
+    """Dice of the reference U-Net, trained on synthetic and on real cases, by label name.
+
+    Args:
+        segmenter: file to keep the one in that was trained on real cases.
 
     Raises:
         DiffaugError: the three sets have no label of one name.
     """
-    names = [
-        name
-        for number, name in synthetic[0].labels.items()
-        if number != 0 and all(name in part[0].labels.values() for part in (training, held_out))
-    ]
-    if not names:
-        raise DiffaugError(
-            "utility needs label maps with names that all three datasets share: the synthetic ones have "
-            f"{', '.join(synthetic[0].labels.values()) or 'none'}, the training ones "
-            f"{', '.join(training[0].labels.values()) or 'none'}"
-        )
+    names = shared_labels(synthetic[0], training[0], held_out[0])
     made, real, others = (_read(*part, grid, names, progress) for part in (synthetic, training, held_out))
     segmenters = {}
     for title, pairs in (("synthetic", made), ("real", real)):
@@ -63,13 +65,35 @@ def measure_utility(
                 classes=len(names) + 1,
                 on_step=partial(_advance, task),
             )
+    by_real = _scores(segmenters["real"], others)
+    write_segmenter(segmenters["real"], names, others.images.shape[1], grid, by_real, segmenter)
     return Utility(
-        trained_on_synthetic_tested_on_real=_score(segmenters["synthetic"], others),
-        trained_on_real_tested_on_real=_score(segmenters["real"], others),
-        trained_on_real_tested_on_synthetic=_score(segmenters["real"], made),
+        trained_on_synthetic_tested_on_real=_mean(_scores(segmenters["synthetic"], others), others),
+        trained_on_real_tested_on_real=_mean(by_real, others),
+        trained_on_real_tested_on_synthetic=_mean(_scores(segmenters["real"], made), made),
         training_cases=len(made.images),
         steps=steps,
     )
+
+
+def shared_labels(synthetic: Dataset, training: Dataset, held_out: Dataset) -> list[str]:
+    """Names of the labels that all three datasets have.
+
+    Raises:
+        DiffaugError: there are none.
+    """
+    names = [
+        name
+        for number, name in synthetic.labels.items()
+        if number != 0 and all(name in other.labels.values() for other in (training, held_out))
+    ]
+    if not names:
+        raise DiffaugError(
+            "utility needs label maps with names that all three datasets share: the synthetic ones have "
+            f"{', '.join(synthetic.labels.values()) or 'none'}, the training ones "
+            f"{', '.join(training.labels.values()) or 'none'}"
+        )
+    return names
 
 
 def _advance(task: Task, _: int, loss: float) -> None:
@@ -80,26 +104,28 @@ def _read(
     dataset: Dataset, cases: Sequence[CaseFiles], grid: Grid, names: Sequence[str], progress: Progress
 ) -> _Pairs:
     """Labelled cases on the grid, labels numbered as in `names`, from 1."""
-    numbers = [next(n for n, own in dataset.labels.items() if own == name) for name in names]
+    numbers = tuple(next(n for n, own in dataset.labels.items() if own == name) for name in names)
     labelled = [case for case in cases if case.label is not None][:MOST_CASES]
     images, labels = [], []
     with progress.task(f"reading {dataset.name}", total=len(labelled)) as task:
         for case in labelled:
             loaded = load_case(case)
             assert loaded.label is not None
-            found = loaded.label[0]
-            placement = place(grid, found.shape, loaded.affine, foreground=torch.from_numpy(found > 0))
-            shares = np.stack([~np.isin(found, numbers), *(found == n for n in numbers)])
-            labels.append(placement.label_to_grid(torch.from_numpy(shares)[None])[0].argmax(0, keepdim=True))
-            images.append(torch.from_numpy(on_grid(case, loaded, grid)))
+            labels.append(label_on_grid(loaded.label[0], loaded.affine, grid, numbers))
+            images.append(torch.from_numpy(case_on_grid(case, loaded, grid)))
             task.advance()
-    return _Pairs(torch.stack(images), torch.stack(labels).short(), [case.patient for case in labelled])
+    return _Pairs(torch.stack(images), torch.stack(labels), [case.patient for case in labelled])
 
 
-def _score(model: Segmenter, pairs: _Pairs) -> Figure:
-    """Mean Dice over labels and cases, with an interval over patients."""
+def _scores(model: Segmenter, pairs: _Pairs) -> NDArray[np.float64]:
+    """Mean Dice over labels of each case."""
     ids = tuple(range(1, int(pairs.labels.max()) + 1))
-    scores = torch.nanmean(dice(predict(model, pairs.images), pairs.labels, ids), 1).numpy()
-    scored = np.isfinite(scores)
-    patients = [p for p, ok in zip(pairs.patients, scored, strict=True) if ok]
-    return Figure.of(mean_interval(scores[scored], patients))
+    scores: NDArray[np.float64] = torch.nanmean(
+        dice(predict(model, pairs.images), pairs.labels, ids), 1
+    ).numpy()
+    return scores
+
+
+def _mean(scores: NDArray[np.float64], pairs: _Pairs) -> Figure:
+    """Mean over cases, with an interval over patients."""
+    return Figure.of(mean_interval(scores, pairs.patients))

@@ -153,7 +153,7 @@ def _write(
                 raise DatasetError(
                     [f"{case.images[0]} has {len(loaded.image)} channels, the dataset {channels}: mend it"]
                 )
-            volume = on_grid(case, loaded, grid)
+            volume = case_on_grid(case, loaded, grid)
             images[n] = volume
             intensities.append([np.quantile(channel, LEVELS).tolist() for channel in volume])
             consistency.append([_neighbour_correlation(volume, axis) for axis in range(3)])
@@ -169,15 +169,24 @@ def _write(
     paths[1].write_text(json.dumps(rows), encoding="utf-8")
 
 
-def on_grid(case: CaseFiles, loaded: LoadedCase, grid: Grid) -> NDArray[np.float32]:
-    """The standardised image `(C, *grid.shape)`; in a larger scan what lies around its label."""
-    image = torch.from_numpy(loaded.image)
-    foreground = None if loaded.label is None else torch.from_numpy(loaded.label[0] > 0)
+def on_grid(
+    image: NDArray[np.float32], label: NDArray[np.integer] | None, affine: NDArray[np.float64], grid: Grid
+) -> NDArray[np.float32]:
+    """An image `(C, I, J, K)` standardised on the grid `(C, *grid.shape)`; of a larger scan what lies around
+    its label `(I, J, K)`."""
+    volume = torch.from_numpy(image)
+    foreground = None if label is None else torch.from_numpy(label > 0)
+    placement = place(grid, volume.shape[1:], affine, foreground=foreground)
+    return standardise(placement.to_grid(volume[None]))[0].numpy()
+
+
+def case_on_grid(case: CaseFiles, loaded: LoadedCase, grid: Grid) -> NDArray[np.float32]:
+    """`on_grid` for a case that was read; errors name its file."""
+    label = None if loaded.label is None else loaded.label[0]
     try:
-        placement = place(grid, image.shape[1:], loaded.affine, foreground=foreground)
+        return on_grid(loaded.image, label, loaded.affine, grid)
     except DiffaugError as error:
         raise DiffaugError(f"{case.images[0]}: {error}") from error
-    return standardise(placement.to_grid(image[None]))[0].numpy()
 
 
 def _neighbour_correlation(volume: NDArray[np.float32], axis: int) -> float:

@@ -65,6 +65,12 @@ def audit(
     network_weights: Annotated[
         Path | None, typer.Option(**_FILE, help="The network's state dict, safetensors or torch's.")
     ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(
+            **_FOLDER, help="Folder of the generator that made SYNTHETIC: put the verdicts on its card."
+        ),
+    ] = None,
     utility: Annotated[
         bool,
         typer.Option(
@@ -88,17 +94,19 @@ def audit(
 
     from diffaug.audit.auditing import Options, Part
     from diffaug.audit.auditing import audit as run
+    from diffaug.audit.carding import check_card, put_on_card
     from diffaug.datasets.reading import read_dataset
     from diffaug.progress import Progress
 
     if (network is None) != (network_weights is None):
         raise typer.BadParameter("--network and --network-weights go together: give both, or none")
-    made = read_dataset(synthetic)
+    if card is not None:
+        check_card(card, synthetic)
     training = read_dataset(train, patients=patients)
     others = training if holdout is None else read_dataset(holdout, patients=patients)
     progress = Progress()
     report = run(
-        Part(made, made.cases),
+        Part.whole(synthetic),
         _training_part(training),
         _held_out_part(others, holdout_subset, training if holdout is None else None),
         output,
@@ -111,6 +119,8 @@ def audit(
         ),
         progress=progress,
     )
+    if card is not None:
+        put_on_card(card, synthetic, report)
     for verdict in report.verdicts:
         progress.note(f"{verdict.answer:7} {verdict.question} {verdict.found}")
     typer.echo(report.model_dump_json() if as_json else output / "report.html")

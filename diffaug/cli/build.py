@@ -85,6 +85,31 @@ def build(
             help="Vary with a generator that knows no labels: label maps are copied, the anatomy may move.",
         ),
     ] = False,
+    reject_copies: Annotated[
+        bool,
+        typer.Option(
+            "--reject-copies",
+            help="Make again what resembles a training scan, or lies beyond the range of real ones.",
+        ),
+    ] = False,
+    detector: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Copy detector that an audit wrote, for --reject-copies.",
+            show_default="the generator's own",
+        ),
+    ] = None,
+    segmenter: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Independent segmenter (of an audit with --utility) that labels must agree with, for "
+            "--reject-copies.",
+        ),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Cases made at once; does not change their bytes.")
     ] = 8,
@@ -106,11 +131,28 @@ def build(
 
     from diffaug.datasets.building import build_dataset
     from diffaug.progress import Progress
-    from diffaug.zoo import load
+    from diffaug.zoo import folder_of, load
 
+    if not reject_copies and (detector or segmenter):
+        raise typer.BadParameter("--detector and --segmenter are for --reject-copies: give that, too")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load(generator).to(device)
+    progress = Progress()
+    if loaded.card.audit is None:
+        progress.note(
+            f"{loaded.name} has no audit on its card: whether it copies its training scans is unknown"
+        )
+    elif loaded.card.audit.answer == "fail":
+        failed = [verdict.question for verdict in loaded.card.audit.verdicts if verdict.answer == "fail"]
+        progress.note(f"{loaded.name} failed its audit: {' '.join(failed)}")
+    inspector = None
+    if reject_copies:
+        from diffaug.audit.detector import find_detector, inspect_by
+
+        own = detector or find_detector(folder_of(generator), loaded.name)
+        inspector = inspect_by(loaded, own, segmenter, allow_label_drift=allow_label_drift)
     done = build_dataset(
-        load(generator).to(device),
+        loaded,
         output,
         cases=cases,
         verb=verb.value,
@@ -124,10 +166,14 @@ def build(
         label_mapping=dict(map(parse_pair, label_mapping)) if label_mapping else None,
         allow_label_drift=allow_label_drift,
         batch_size=batch_size,
-        progress=Progress(),
+        inspector=inspector,
+        progress=progress,
     )
     for path in done.repaired:
         typer.echo(f"{path} was missing or altered and was made again", err=True)
+    if done.rejected:
+        counts = ", ".join(f"{name} {count}" for name, count in done.rejected.items())
+        typer.echo(f"candidates rejected and made again: {counts}", err=True)
     if done.cut:
         typer.echo(
             f"{len(done.cut)} cases: the label reaches beyond the generator's grid and was cut off there "

@@ -133,6 +133,13 @@ def fit(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of everything random.", show_default="0")
     ] = None,
+    audit: Annotated[
+        bool,
+        typer.Option(
+            "--audit/--no-audit",
+            help="End with an audit: do samples copy training scans?",
+        ),
+    ] = True,
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda.", show_default="the fastest there is")
     ] = None,
@@ -140,7 +147,8 @@ def fit(
     """Fit a generator to the labelled scans of DATASET.
 
     Checks every file, plans the networks and the training from the data, the machine and the budget, trains,
-    measures, and writes the card. Interrupted at any moment, the same command goes on where it stopped.
+    measures, writes the card, and audits what it makes. Interrupted at any moment, the same command goes on
+    where it stopped.
     """
     from diffaug.datasets.reading import read_dataset
     from diffaug.training.fit import fit_generator
@@ -160,6 +168,7 @@ def fit(
         mirror_axes=_mirror_axes(mirror),
         seed=seed,
         device=device,
+        audit=audit,
     )
     if isinstance(result, PlanBase):
         typer.echo(result.model_dump_json(indent=2))

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,6 +19,7 @@ import torch
 from diffaug.datasets.arguments import check_arguments, fill_parameters
 from diffaug.datasets.checking import check_dataset
 from diffaug.datasets.describing import caveat
+from diffaug.datasets.inspecting import Accepted, Inspector
 from diffaug.datasets.layouts import LAYOUTS, LayoutName
 from diffaug.datasets.manifest import (
     MANIFEST,
@@ -41,7 +42,6 @@ from diffaug.errors import DatasetError, DiffaugError
 from diffaug.files import atomic_write_text, sha256_file
 from diffaug.generators.generator import Generator
 from diffaug.generators.intensity import IntensityMap, typical_map
-from diffaug.generators.seeds import case_seed
 from diffaug.progress import Progress
 
 # A range of more units than this loses nothing that matters when rounded to whole numbers.
@@ -64,6 +64,7 @@ class Build:
         repaired: files of an earlier call that were missing or altered and were made again.
         cut: case whose label reaches beyond the generator's grid -> voxels of it cut off with the image.
         licence: of the dataset.
+        rejected: candidates that were refused, by check; empty where none was looked at.
     """
 
     output: Path
@@ -73,6 +74,7 @@ class Build:
     repaired: tuple[str, ...]
     cut: dict[str, int]
     licence: str
+    rejected: dict[str, int] = field(default_factory=dict)
 
 
 class _Survey(NamedTuple):
@@ -98,11 +100,13 @@ def build_dataset(
     label_mapping: Mapping[int, int] | None = None,
     allow_label_drift: bool = False,
     batch_size: int = 8,
+    inspector: Inspector | None = None,
     progress: Progress | None = None,
 ) -> Build:
     """Write a synthetic dataset, or finish one that was interrupted.
 
-    Case k has the seed `case_seed(seed, k)`; its bytes depend on nothing but that, the other settings, the
+    Case k has the seed `case_seed(seed, k)`, or where candidates were refused one derived from it; its
+    bytes depend on nothing but that, the other settings, the
     versions in the manifest and the device. Images are int16 where their range exceeds 255 units, else
     float32; labels are uint8 (int16 where ids need it), numbered from 0 without a gap for nnU-Net. What a
     generator without labels samples has no label maps.
@@ -125,6 +129,9 @@ def build_dataset(
         allow_label_drift: `vary` with a generator that knows no labels, which is refused otherwise: the
             source's label maps are copied, with their ids and names, though the anatomy may have moved.
         batch_size: cases made at once, >= 1; does not change their bytes.
+        inspector: looks at every candidate, such as `diffaug.audit.detector.Detector`; a refused one is made
+            again with another seed, and the manifest says which were and why. Default: every candidate is
+            taken.
         progress: where to show it; default: nowhere.
 
     Raises:
@@ -171,8 +178,10 @@ def build_dataset(
         parameters=parameters,
         label_mapping=dict(sorted((label_mapping or {}).items())),
         source=sources.record,
+        inspection=inspector.record if inspector else None,
     )
-    return _Builder(generator, output, settings, sources, batch_size, progress or Progress(quiet=True)).run()
+    progress = progress or Progress(quiet=True)
+    return _Builder(generator, output, settings, sources, batch_size, inspector, progress).run()
 
 
 # -------- the build
@@ -188,8 +197,10 @@ class _Builder:
         settings: Settings,
         sources: Sources,
         batch_size: int,
+        inspector: Inspector | None,
         progress: Progress,
     ) -> None:
+        self.inspector = inspector
         self.generator = generator
         self.output = output
         self.settings = settings
@@ -253,7 +264,8 @@ class _Builder:
     def _summary(self, manifest: Manifest, made: int, repaired: list[str]) -> Build:
         cut = {case.name: case.source.cut for case in manifest.cases if case.source and case.source.cut}
         cases = len(manifest.cases)
-        return Build(self.output, cases, made, cases - made, tuple(repaired), cut, manifest.licence)
+        rejected = manifest.inspected.rejected if manifest.inspected else {}
+        return Build(self.output, cases, made, cases - made, tuple(repaired), cut, manifest.licence, rejected)
 
     # -- before anything is written
 
@@ -275,6 +287,7 @@ class _Builder:
             image_dtype=image_dtype,
             versions=versions(),
             device=self._device(),
+            audit=card.audit.answer if card.audit else None,
         )
 
     def _survey(self) -> _Survey:
@@ -330,8 +343,11 @@ class _Builder:
         ):
             for start in range(0, len(pending), self.batch_size):
                 batch = pending[start : start + self.batch_size]
-                for index, made in zip(batch, self._cases(batch), strict=True):
-                    record = self.writer.write_case(index, made, header)
+                accepted = Accepted(batch, self.settings.seed, self._cases, self.inspector)
+                for index in batch:
+                    record = self.writer.write_case(
+                        index, accepted.made[index], header, accepted.seeds[index], accepted.rejected[index]
+                    )
                     state.write(f"{record.model_dump_json()}\n")
                     state.flush()
                     os.fsync(state.fileno())
@@ -339,9 +355,8 @@ class _Builder:
                     task.advance()
         return records
 
-    def _cases(self, batch: Sequence[int]) -> list[Made]:
+    def _cases(self, batch: Sequence[int], seeds: Sequence[int]) -> list[Made]:
         """A batch of cases from the generator, in order."""
-        seeds = [case_seed(self.settings.seed, index) for index in batch]
         make = self._sampled if self.settings.verb == "sample" else self._from_sources
         return make(batch, seeds)
 

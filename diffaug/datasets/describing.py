@@ -3,6 +3,13 @@
 from diffaug.datasets.manifest import Manifest, Settings
 
 MONTAGE = "montage.png"
+# What the answer of a generator's audit means for its samples; None is no audit.
+AUDITS = {
+    "pass": "no question failed",
+    "unclear": "no question failed, some had no clear answer",
+    "fail": "failed; see the generator's card",
+    None: "none; whether it copies its training scans is unknown",
+}
 README = "README.md"
 
 
@@ -43,6 +50,8 @@ def readme(header: Manifest) -> str:
         command.append(f"--guidance {parameters.guidance:g}")
     if parameters.strength is not None:
         command.append(f"--strength {parameters.strength:g}")
+    if settings.inspection is not None:
+        command.append("--reject-copies")
     if parameters.allow_label_drift:
         command.append("--allow-label-drift")
     command += [f"--label-mapping {old}={new}" for old, new in settings.label_mapping.items()]
@@ -69,6 +78,8 @@ def readme(header: Manifest) -> str:
         "",
         f"- Licence: {header.licence}",
         f"- Generator: {settings.generator.name}, weights {settings.generator.weights}",
+        f"- Audit of the generator: {AUDITS[header.audit]}",
+        *_inspection(header),
         *([f"- Source: {origin.name}"] if origin else []),
         *([f"- Label ids, here -> of the {theirs}: {renumbered}"] if renumbered else []),
         *(f"- Cite: {entry}" for entry in header.citation),
@@ -83,6 +94,19 @@ def readme(header: Manifest) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _inspection(header: Manifest) -> list[str]:
+    """What candidates were refused for, where they were looked at."""
+    settings, inspected = header.settings, header.inspected
+    if settings.inspection is None or inspected is None:
+        return ["- Candidates were not inspected for copies"]
+    lines = [f"- Inspected: {inspected.candidates} candidates for {settings.cases} cases; refused were"]
+    for name, words in settings.inspection.checks.items():
+        real = settings.inspection.real.get(name)
+        beside = "" if real is None else f"; of real held-out scans it refuses {real:.1%}"
+        lines.append(f"  - {name}: {inspected.rejected[name]} ({words}{beside})")
+    return lines
 
 
 def _advice(settings: Settings) -> str:

@@ -81,6 +81,22 @@ class SourceRecord(_Part):
     cases: dict[str, SourceCase]
 
 
+class InspectionRecord(_Part):
+    """What candidates were looked at by, before they became cases.
+
+    Attributes:
+        detector: SHA-256 of the copy detector.
+        segmenter: SHA-256 of the independent segmenter that labels had to agree with, or None.
+        checks: name -> what is refused, in words.
+        real: share of real held-out cases that each check refuses, or None where that was not measured.
+    """
+
+    detector: str
+    segmenter: str | None
+    checks: dict[str, str]
+    real: dict[str, float | None]
+
+
 class Settings(_Part):
     """What was asked for. Equal settings, versions and device give equal bytes."""
 
@@ -93,6 +109,7 @@ class Settings(_Part):
     parameters: Parameters
     label_mapping: dict[int, int]
     source: SourceRecord | None
+    inspection: InspectionRecord | None = None
 
     @property
     def labels(self) -> dict[int, str]:
@@ -113,8 +130,18 @@ class CaseSource(SourceCase):
     cut: int
 
 
+class Rejected(_Part):
+    """A candidate that was refused, and by which checks."""
+
+    seed: int
+    reasons: list[str]
+
+
 class CaseRecord(_Part):
-    """One case of a built dataset, complete in itself; `files` holds SHA-256 by path in the dataset."""
+    """One case of a built dataset, complete in itself.
+
+    `files` holds SHA-256 by path in the dataset, `rejected` the candidates refused before this one.
+    """
 
     name: str
     generator: str
@@ -125,6 +152,14 @@ class CaseRecord(_Part):
     source: CaseSource | None
     licence: str
     files: dict[str, str]
+    rejected: list[Rejected] = []
+
+
+class Inspected(_Part):
+    """Numbers of an inspected build: candidates made, and those that each check refused."""
+
+    candidates: int
+    rejected: dict[str, int]
 
 
 class Manifest(_Part):
@@ -139,6 +174,8 @@ class Manifest(_Part):
         image_dtype: of the voxels on disk.
         versions: of whatever decides bytes.
         device: what the networks ran on.
+        audit: answer of the generator's own audit (pass, unclear or fail), or None where its card has none.
+        inspected: numbers of candidates, where they were looked at.
         files: SHA-256 of the files that belong to no case.
     """
 
@@ -151,6 +188,8 @@ class Manifest(_Part):
     image_dtype: Literal["int16", "float32"]
     versions: dict[str, str]
     device: str
+    audit: str | None = None
+    inspected: Inspected | None = None
     files: dict[str, str] = Field(default={})
     cases: list[CaseRecord] = Field(default=[])
 

@@ -13,7 +13,10 @@ from diffaug.datasets.manifest import (
     MANIFEST,
     CaseRecord,
     CaseSource,
+    Inspected,
+    InspectionRecord,
     Manifest,
+    Rejected,
     Settings,
     write_manifest,
 )
@@ -21,7 +24,6 @@ from diffaug.datasets.sources import renumber
 from diffaug.datasets.volumes import CaseFiles, load_case
 from diffaug.figures import montage
 from diffaug.files import atomic_path, atomic_write_json, atomic_write_text, sha256_file
-from diffaug.generators.seeds import case_seed
 
 DESCRIPTION = "dataset.json"
 MONTAGE_CASES = 6
@@ -66,8 +68,10 @@ class Writer:
             for path in folder.glob(".tmp-*"):
                 path.unlink()
 
-    def write_case(self, index: int, made: Made, header: Manifest) -> CaseRecord:
-        """Write a case's files and give its record."""
+    def write_case(
+        self, index: int, made: Made, header: Manifest, seed: int, rejected: list[Rejected]
+    ) -> CaseRecord:
+        """Write a case's files and give its record, with its seed and the candidates refused before it."""
         name, settings = self.names[index], self.settings
         image = made.image
         if header.image_dtype == "int16":
@@ -89,11 +93,12 @@ class Writer:
             generator=settings.generator.name,
             weights=settings.generator.weights,
             verb=settings.verb,
-            seed=case_seed(settings.seed, index),
+            seed=seed,
             parameters=settings.parameters,
             source=made.source,
             licence=header.licence,
             files=files,
+            rejected=rejected,
         )
 
     def finish(self, header: Manifest, records: list[CaseRecord]) -> Manifest:
@@ -119,6 +124,8 @@ class Writer:
             },
         )
         atomic_write_json(self.output / DESCRIPTION, description)
+        if settings.inspection is not None:
+            header = header.model_copy(update={"inspected": _count(records, settings.inspection)})
         atomic_write_text(self.output / README, readme(header))
         self._draw(records[:MONTAGE_CASES], names, header)
         files = {path: sha256_file(self.output / path) for path in (DESCRIPTION, README, MONTAGE)}
@@ -148,3 +155,14 @@ class Writer:
         images = self.layout.image_paths(name, len(self.settings.generator.channels))
         label = self.output / self.layout.label_path(name) if self.label_ids else None
         return CaseFiles(name, tuple(self.output / path for path in images), label, name)
+
+
+def _count(records: Sequence[CaseRecord], inspection: InspectionRecord) -> Inspected:
+    """How many candidates were made, and how many of them each check refused."""
+    refused = [candidate for record in records for candidate in record.rejected]
+    return Inspected(
+        candidates=len(records) + len(refused),
+        rejected={
+            name: sum(name in candidate.reasons for candidate in refused) for name in inspection.checks
+        },
+    )

@@ -97,6 +97,35 @@ class Training(_Part):
     init: str | None = Field(default=None, description="weight hash of the generator that it started from")
 
 
+class AuditAnswer(_Part):
+    """One question of an audit."""
+
+    question: str
+    answer: Literal["pass", "unclear", "fail"]
+    found: str
+
+
+class Audit(_Part):
+    """What `diffaug audit` found in samples of the generator.
+
+    Attributes:
+        answer: the worst of the verdicts.
+        verdicts: question by question.
+        samples: number of synthetic cases, and `rejection` whether copies had been refused among them.
+        training: real cases that they were compared with.
+        held_out: real cases of other patients.
+        version: of diffaug.
+    """
+
+    answer: Literal["pass", "unclear", "fail"]
+    verdicts: list[AuditAnswer]
+    samples: int
+    rejection: bool
+    training: int
+    held_out: int
+    version: str
+
+
 def _architecture_of(networks: Any) -> str:
     """Which networks a card holds: only joint-flow's have two autoencoders."""
     found = networks if isinstance(networks, dict) else vars(networks)
@@ -130,6 +159,7 @@ class Card(_Part):
         default={}, description="measured figures, with what they were measured on"
     )
     versions: dict[str, str] = {}
+    audit: Audit | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

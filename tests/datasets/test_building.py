@@ -995,6 +995,7 @@ def test_the_command_builds_resumes_and_prints_for_scripts(
         "repaired": [],
         "cut": {},
         "licence": "CC0-1.0",
+        "rejected": {},
     }
     other = CliRunner().invoke(app, [*command, "--seed", "1"])
     assert other.exit_code == 1

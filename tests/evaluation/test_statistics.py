@@ -5,6 +5,8 @@ import pytest
 
 from diffaug.errors import DiffaugError
 from diffaug.evaluation.statistics import (
+    around,
+    half,
     ks_null,
     ks_statistic,
     mean_interval,
@@ -115,3 +117,27 @@ def test_nearer_share_interval_holds_a_half_for_strangers_and_not_for_copies() -
     )
     assert memorised.value > 0.95
     assert memorised.low > 0.5
+
+
+def test_halves_are_drawn_without_repeats_and_rounded_down() -> None:
+    rng = np.random.default_rng(8)
+    items = np.array([2, 3, 5, 7, 11, 13, 17])
+    drawn = [half(items, rng) for _ in range(300)]
+    assert {len(one) for one in drawn} == {3}
+    assert all(len(set(one.tolist())) == 3 and set(one.tolist()) <= set(items.tolist()) for one in drawn)
+    assert np.unique(drawn, return_counts=True)[1] / 300 == pytest.approx(np.full(7, 3 / 7), abs=0.1)
+
+
+def test_means_of_halves_spread_as_the_mean_does() -> None:
+    rng = np.random.default_rng(9)
+    values = rng.normal(size=100)
+    means = [values[half(np.arange(100), rng)].mean() for _ in range(4000)]
+    assert np.std(means) == pytest.approx(values.std(ddof=1) / 10, rel=0.05)
+    interval = around(values.mean(), means)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std(ddof=1) / 10, rel=0.05)
+
+
+def test_an_interval_of_halves_lies_around_the_value_not_around_them() -> None:
+    assert tuple(around(5.0, [101, 102, 103], level=1.0)) == (5.0, 4.0, 6.0)
+    assert tuple(around(5.0, [100, 102, 104, 106, 108], level=0.5)) == (5.0, 3.0, 7.0)
+    assert tuple(around(5.0, [7, 7])) == (5.0, 5.0, 5.0)
