@@ -11,7 +11,7 @@ from diffaug.audit.detector import write_detector
 from diffaug.audit.encoder import STEPS, trained_encoder
 from diffaug.audit.features import encoder_space, intensity_space, matrix_space, network_space
 from diffaug.audit.fidelity import Comparison, Sets, compare_features, compare_measures, compare_pairs
-from diffaug.audit.memorisation import list_suspects, measure_memorisation, record_copies, searches_in
+from diffaug.audit.memorisation import list_suspects, measure_memorisation, record_copies
 from diffaug.audit.networks import load_network
 from diffaug.audit.page import write_page
 from diffaug.audit.record import (
@@ -157,7 +157,7 @@ def audit(
                 )
             )
             task.advance()
-    searches = [search for space in spaces for search in searches_in(space)]
+    searches = [search for space in spaces for search in space.searches]
     copies = find_copies([search.similarities for search in searches], sets.held_out.patients)
     copy_record = record_copies(searches, copies)
     measures = {name: _beside(c) for name, c in compare_measures(sets, labels).items()}

@@ -16,14 +16,13 @@ from torch import Tensor
 from diffaug.audit.encoder import load_encoder
 from diffaug.audit.features import Space
 from diffaug.audit.fidelity import Sets
-from diffaug.audit.memorisation import searches_in
 from diffaug.audit.record import GridRecord
 from diffaug.audit.segmenting import LabelJudge, read_judge
 from diffaug.audit.volumes import LEVELS, CaseSet, on_grid
 from diffaug.datasets.manifest import InspectionRecord
 from diffaug.datasets.writing import Made
 from diffaug.errors import DiffaugError
-from diffaug.evaluation.embedding import Embedder, correlation, embed, embed_mirrored
+from diffaug.evaluation.embedding import Embedder, correlation, embed_mirrored, embed_shifted
 from diffaug.evaluation.memorisation import find_copies, share_interval
 from diffaug.files import atomic_path, sha256_file
 from diffaug.generators.generator import Generator
@@ -72,8 +71,7 @@ def write_detector(model: Embedder, space: Space, sets: Sets, grid: Grid, path: 
         model: the audit's encoder.
         space: the encoder's space.
     """
-    searches = [search.similarities for search in searches_in(space)]
-    copies = find_copies(searches, sets.held_out.patients)
+    copies = find_copies([search.similarities for search in space.searches], sets.held_out.patients)
     middle = sets.training.intensities.mean(0)
     limit = float(_distances(sets.training.intensities, middle).max())
     volumes = {
@@ -238,11 +236,10 @@ class Inspection:
         grid = self.detector.grid
         volumes = np.stack([on_grid(made.image, made.label, made.affine, grid) for made in candidates])
         images = torch.from_numpy(volumes)
-        plain = correlation(embed(self.detector.model, images), self.detector.training).amax(1)
-        turned = embed_mirrored(self.detector.model, images).flatten(0, 1)
-        mirrored = correlation(turned, self.detector.training).amax(1).view(len(images), -1).amax(1)
         own = self.detector.record
-        copies = (plain > own.threshold) | (mirrored > own.mirrored_threshold)
+        shifted = self._most_alike(embed_shifted(self.detector.model, images))
+        mirrored = self._most_alike(embed_mirrored(self.detector.model, images))
+        copies = (shifted > own.threshold) | (mirrored > own.mirrored_threshold)
         levels = [[np.quantile(channel, LEVELS) for channel in volume] for volume in volumes]
         odd = _distances(np.array(levels), self.detector.intensities) > own.intensities
         found = []
@@ -255,6 +252,10 @@ class Inspection:
             }
             found.append([name for name, refused in reasons.items() if refused])
         return found
+
+    def _most_alike(self, views: Tensor) -> Tensor:
+        """Largest similarity `(B,)` of the views `(B, M, 64)` of each case to a training case."""
+        return correlation(views.flatten(0, 1), self.detector.training).view(len(views), -1).amax(1)
 
     def _misshapen(self, made: Made) -> bool:
         """Whether a structure is smaller or larger than any real one."""

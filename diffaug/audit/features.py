@@ -1,9 +1,10 @@
 """Feature spaces in which an audit compares cases: who is how much like whom, and where a case lies."""
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from torch.nn import functional as F
 
 from diffaug.audit.fidelity import Sets
 from diffaug.errors import DiffaugError
-from diffaug.evaluation.embedding import MIRRORED, Embedder, embed, embed_mirrored
+from diffaug.evaluation.embedding import MIRRORED, SHIFTED, Embedder, embed, embed_mirrored, embed_shifted
+from diffaug.evaluation.memorisation import Search
 from diffaug.progress import Progress, Task
 
 Matrix = NDArray[np.float64]
@@ -23,15 +25,27 @@ MOST_POOLED = 4096
 BATCH = 16
 # Places of sets in `Sets`.
 SYNTHETIC, HELD_OUT = 0, 2
+# What a search among mirror images is called.
+MIRROR = ", mirrored"
+
+# Features of volumes `(B, C, I, J, K)`; of some cases of a set, given by its number in `Sets`.
+_OfVolumes = Callable[[Tensor], Tensor]
+_OfRows = Callable[[int, Sequence[int]], Tensor]
+
+
+class NamedSearch(NamedTuple):
+    """A search for copies: a word for files, words for readers, and similarities."""
+
+    name: str
+    title: str
+    similarities: Search
 
 
 @dataclass(frozen=True)
 class Space:
     """One feature space.
 
-    Similarities are Pearson's correlations, 1 for equal features, of the rows with the columns. Those of
-    mirror images, the largest over the seven of the row, serve to find mirrored copies alone: an encoder sees
-    few mirror images, and takes many of them for the same few cases.
+    Similarities are Pearson's correlations, 1 for equal features, of the rows with the columns.
 
     Attributes:
         name: a word for files.
@@ -43,8 +57,8 @@ class Space:
         synthetic_to_held_out: similarities.
         held_out_to_training: similarities.
         training_to_training: similarities.
-        mirrored_synthetic_to_training: similarities of mirror images, or None.
-        mirrored_held_out_to_training: similarities of mirror images, or None.
+        searches: for copies; by the largest similarity of shifted cases, and in a search of its own of
+            mirrored ones, of which an encoder sees few and takes many for the same training cases.
     """
 
     name: str
@@ -56,21 +70,18 @@ class Space:
     synthetic_to_held_out: Matrix
     held_out_to_training: Matrix
     training_to_training: Matrix
-    mirrored_synthetic_to_training: Matrix | None
-    mirrored_held_out_to_training: Matrix | None
+    searches: list[NamedSearch]
 
 
 def encoder_space(model: Embedder, sets: Sets, progress: Progress) -> Space:
     """The contrastive encoder's space."""
     device = next(model.parameters()).device
-    return _volume_space(
-        "encoder",
-        "contrastive encoder",
-        sets,
-        lambda volumes: embed(model, volumes.to(device)).cpu(),
-        lambda volumes: embed_mirrored(model, volumes.to(device)).cpu(),
-        progress,
-    )
+
+    def on_device(function: Callable[[Embedder, Tensor], Tensor]) -> _OfVolumes:
+        return lambda volumes: function(model, volumes.to(device)).cpu()
+
+    views = {"": on_device(embed_shifted), MIRROR: on_device(embed_mirrored)}
+    return _volume_space("encoder", "contrastive encoder", sets, on_device(embed), views, progress)
 
 
 def intensity_space(sets: Sets, progress: Progress) -> Space:
@@ -78,20 +89,15 @@ def intensity_space(sets: Sets, progress: Progress) -> Space:
     shape = sets.training.images.shape[2:]
     scale = min(1.0, (MOST_POOLED / np.prod(shape)) ** (1 / 3))
     i, j, k = (max(1, int(n * scale)) for n in shape)
-    pooled = i, j, k
 
-    def mirrored(volumes: Tensor) -> Tensor:
-        small = F.adaptive_avg_pool3d(volumes, pooled)
-        return torch.stack([small.flip(axes).flatten(1) for axes in MIRRORED], 1)
+    def pooled(volumes: Tensor) -> Tensor:
+        return F.adaptive_avg_pool3d(volumes, (i, j, k)).flatten(1)
 
-    return _volume_space(
-        "intensities",
-        "raw intensities",
-        sets,
-        lambda volumes: F.adaptive_avg_pool3d(volumes, pooled).flatten(1),
-        mirrored,
-        progress,
-    )
+    views: dict[str, _OfVolumes] = {
+        "": lambda v: torch.stack([pooled(v.roll(shift, (2, 3, 4))) for shift in SHIFTED], 1),
+        MIRROR: lambda v: torch.stack([pooled(v.flip(axes)) for axes in MIRRORED], 1),
+    }
+    return _volume_space("intensities", "raw intensities", sets, pooled, views, progress)
 
 
 def network_space(name: str, network: nn.Module, sets: Sets, progress: Progress) -> Space:
@@ -101,28 +107,27 @@ def network_space(name: str, network: nn.Module, sets: Sets, progress: Progress)
     def features(volumes: Tensor) -> Tensor:
         return network(volumes).flatten(1).float()
 
-    return _volume_space("network", f"{name} with your weights", sets, features, None, progress)
+    title = f"{name} with your weights"
+    return _volume_space("network", title, sets, features, {"": lambda v: features(v)[:, None]}, progress)
 
 
 def _volume_space(
     name: str,
     title: str,
     sets: Sets,
-    features: Callable[[Tensor], Tensor],
-    mirrored: Callable[[Tensor], Tensor] | None,
+    features: _OfVolumes,
+    views: Mapping[str, _OfVolumes],
     progress: Progress,
 ) -> Space:
     """A space of functions of standardised volumes."""
-    total = sum(map(len, sets)) + (0 if mirrored is None else len(sets.synthetic) + len(sets.held_out))
+
+    def of_rows(function: _OfVolumes) -> _OfRows:
+        return lambda number, rows: function(sets[number].batch(rows))
+
+    total = sum(map(len, sets)) + len(views) * (len(sets.synthetic) + len(sets.held_out))
     with progress.task(f"features: {title}", total=total) as task:
-        return _space(
-            name,
-            title,
-            sets,
-            lambda number, rows: features(sets[number].batch(rows)),
-            None if mirrored is None else lambda number, rows: mirrored(sets[number].batch(rows)),
-            task,
-        )
+        rowwise = {name: of_rows(function) for name, function in views.items()}
+        return _space(name, title, sets, of_rows(features), rowwise, task)
 
 
 def matrix_space(file: Path, sets: Sets, progress: Progress) -> Space:
@@ -156,25 +161,22 @@ def matrix_space(file: Path, sets: Sets, progress: Progress) -> Space:
     )
     table = (table - mean) / np.where(deviation > 0, deviation, 1)
     parts = [torch.from_numpy(table[[index[name] for name in s.names]]).float() for s in sets]
-    with progress.task("features", total=sum(map(len, sets))) as task:
+    total = 2 * sum(map(len, sets)) - len(sets.training)
+    with progress.task("features", total=total) as task:
         return _space(
             "features",
             f"your features ({file.name})",
             sets,
             lambda number, rows: parts[number][rows],
-            None,
+            {"": lambda number, rows: parts[number][rows][:, None]},
             task,
         )
 
 
-# Features of some cases of a set, given by its number in `Sets`.
-_Features = Callable[[int, Sequence[int]], Tensor]
-
-
 def _space(
-    name: str, title: str, sets: Sets, features: _Features, mirrored: _Features | None, task: Task
+    name: str, title: str, sets: Sets, features: _OfRows, views: Mapping[str, _OfRows], task: Task
 ) -> Space:
-    """A space from features `(B, D)` and those of mirror images `(B, M, D)`, a batch at a time."""
+    """A space from features `(B, D)` and the views `(B, M, D)` of each search, a batch at a time."""
 
     def batches(number: int) -> Iterator[list[int]]:
         for start in range(0, len(sets[number]), BATCH):
@@ -187,11 +189,9 @@ def _space(
     )
     standard = _standard(training)
 
-    def of_mirrored(number: int) -> Matrix | None:
-        if mirrored is None:
-            return None
-        largest = [(_standard(mirrored(number, rows)) @ standard.T).amax(1) for rows in batches(number)]
-        return _numbers(torch.cat(largest))
+    def largest(view: _OfRows, number: int) -> Matrix:
+        found = [(_standard(view(number, rows)) @ standard.T).amax(1) for rows in batches(number)]
+        return _numbers(torch.cat(found))
 
     return Space(
         name,
@@ -203,8 +203,12 @@ def _space(
         _numbers(_standard(synthetic) @ _standard(held_out).T),
         _numbers(_standard(held_out) @ standard.T),
         _numbers(standard @ standard.T),
-        of_mirrored(SYNTHETIC),
-        of_mirrored(HELD_OUT),
+        [
+            NamedSearch(
+                name + suffix, title + suffix, Search(largest(view, SYNTHETIC), largest(view, HELD_OUT))
+            )
+            for suffix, view in views.items()
+        ],
     )
 
 

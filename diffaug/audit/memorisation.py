@@ -1,41 +1,20 @@
 """Memorisation in one feature space, every figure beside what held-out cases give in the samples' place."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from diffaug.audit.features import Space
+from diffaug.audit.features import NamedSearch, Space
 from diffaug.audit.fidelity import Sets
 from diffaug.audit.record import Beside, CopyRecord, Figure, Memorisation, SearchRecord, Suspect
 from diffaug.evaluation.balance import balance
 from diffaug.evaluation.memorisation import (
     Copies,
-    Search,
     authenticity,
     membership_auc,
     memorised_share,
     neighbour_ratios,
 )
-
-
-class NamedSearch(NamedTuple):
-    """Where copies are looked for: a word for files, words for readers, and similarities."""
-
-    name: str
-    title: str
-    similarities: Search
-
-
-def searches_in(space: Space) -> list[NamedSearch]:
-    """The search in a space, and where it has mirror images the one for mirrored copies."""
-    found = [
-        NamedSearch(space.name, space.title, Search(space.synthetic_to_training, space.held_out_to_training))
-    ]
-    if space.mirrored_synthetic_to_training is not None and space.mirrored_held_out_to_training is not None:
-        mirrored = Search(space.mirrored_synthetic_to_training, space.mirrored_held_out_to_training)
-        found.append(NamedSearch(f"{space.name}, mirrored", f"{space.title}, mirrored", mirrored))
-    return found
 
 
 def measure_memorisation(space: Space, sets: Sets, seed: int = 0) -> Memorisation:

@@ -140,7 +140,7 @@ def _memorisation(report: Report, spaces: Sequence[Space]) -> str:
             _percent(copies.share.real),
         ),
         (
-            "<b>clear copies</b>: twice as near as the nearest of all held-out scans",
+            "<b>clear copies</b>: three times as near as the nearest of all held-out scans",
             str(copies.clear_copies),
             "0",
         ),
@@ -339,8 +339,8 @@ def _draw_matches(figure: "Figure", copies: CopyRecord, spaces: Sequence[Space])
     for axes, space in zip(panels, spaces, strict=True):
         found = searches[space.name]
         best = {
-            "held-out": space.held_out_to_training.max(1),
-            "synthetic": space.synthetic_to_training.max(1),
+            "held-out": space.searches[0].similarities.held_out.max(1),
+            "synthetic": space.searches[0].similarities.synthetic.max(1),
         }
         bins = np.linspace(min(map(np.min, best.values())), 1, 41)
         for name, values in best.items():

@@ -5,7 +5,7 @@ It is what a copy detector compares (Dar et al., arXiv 2402.01054).
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from itertools import combinations
+from itertools import combinations, product
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ ROLL = 4
 MULTIPLE = 8
 # Axes of `(B, C, I, J, K)` along which each mirror image is flipped: one, two or three of them.
 MIRRORED = [axes for count in (1, 2, 3) for axes in combinations((2, 3, 4), count)]
+# Voxels that a case is rolled by: not at all, and towards the eight corners.
+SHIFTED = [(0, 0, 0), *product((-2, 2), repeat=3)]
 
 
 class Embedder(nn.Module):
@@ -166,6 +168,11 @@ def view(images: Tensor, random: torch.Generator) -> Tensor:
 def embed(model: Embedder, images: Tensor) -> Tensor:
     """Embeddings `(B, 64)`, float32, of standardised volumes `(B, C, I, J, K)`."""
     return _embed(model, images)
+
+
+def embed_shifted(model: Embedder, images: Tensor) -> Tensor:
+    """Embeddings `(B, 9, 64)` of the volumes and of shifted ones."""
+    return torch.stack([embed(model, images.roll(shift, (2, 3, 4))) for shift in SHIFTED], 1)
 
 
 def embed_mirrored(model: Embedder, images: Tensor) -> Tensor:

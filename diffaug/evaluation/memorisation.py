@@ -17,7 +17,7 @@ from diffaug.evaluation.statistics import Interval, cluster_index
 # Of the training cases' best matches in an independent set: above it a match is a suspected copy.
 TAU_PERCENTILE = 95.0
 # Of the distance from similarity 1 that the best match of all held-out cases has: nearer is a clear copy.
-CLEAR = 0.5
+CLEAR = 1 / 3
 
 Matrix = NDArray[np.float64]
 
@@ -134,8 +134,8 @@ def find_copies(
 
     A threshold is a high percentile of the best training match of each held-out case, so that an honest
     generator, too, has some suspected copies: as many as the null. Several searches share the allowance of
-    `100 - percentile` % among them. A match is clear where it is twice as near to similarity 1 as the nearest
-    of any held-out case.
+    `100 - percentile` % among them. A match is clear where it is three times as near to similarity 1 as the
+    nearest of any held-out case.
 
     Args:
         searches: at least one; all of the same cases.

@@ -1,0 +1,156 @@
+"""Audit generators of hippocampi: what they memorise, and what their samples are worth, with rejection.
+
+A stopped run goes on where it stopped:
+
+python benchmarks/memorisation/run.py --generator hippocampus-mr --data SCANS --work CACHE
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "generator_quality"))
+from bench import Bench
+from cases import Cases
+from figures import segmenter_dice
+
+from diffaug.audit.auditing import Part, audit
+from diffaug.audit.detector import FILE, inspect_by
+from diffaug.audit.record import Report
+from diffaug.datasets.building import build_dataset
+from diffaug.datasets.reading import read_dataset
+from diffaug.datasets.volumes import load_case
+from diffaug.evaluation.segmenter import predict, standardise
+from diffaug.evaluation.statistics import mean_interval
+from diffaug.files import atomic_write_json
+from diffaug.progress import Progress
+from diffaug.zoo import load
+
+HERE = Path(__file__).parent
+# Held-out cases of each measurement. The detector by which copies are rejected always has its thresholds from
+# the validation cases.
+HELD_OUT = {"validation": ("validation",), "test": ("validation", "test")}
+SAMPLES = 200
+
+
+def main() -> None:
+    """Parse the command line, and make what is missing for each generator."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--generator", nargs="+", required=True, help="names or folders of generators")
+    parser.add_argument("--subset", choices=HELD_OUT, default="validation", help="the held-out cases")
+    parser.add_argument("--data", type=Path, default=os.environ.get("DIFFAUG_DATA"))
+    parser.add_argument("--work", type=Path, required=True, help="folder for builds, encoder and segmenters")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--steps", type=int, default=12000, help="training steps of a segmenter")
+    parser.add_argument("--sampler", help="default: the card's")
+    parser.add_argument("--no-utility", action="store_true", help="train no segmenter")
+    options = parser.parse_args()
+    if options.data is None:
+        parser.error("give --data, or set DIFFAUG_DATA")
+    for name in options.generator:
+        measure(name, options)
+
+
+def measure(name: str, options: argparse.Namespace) -> None:
+    """Audit samples of one generator with and without rejection, and train a segmenter on the latter."""
+    progress = Progress()
+    generator = load(name)
+    work, cache = options.work / generator.name, options.work / "cache"
+    real = read_dataset(options.data / "Task04_Hippocampus")
+    assert real.split is not None
+    subsets = {
+        subset: Part(real, [case for case in real.cases if case.name in names])
+        for subset, names in real.split.items()
+    }
+    held_out = Part(real, [case for subset in HELD_OUT[options.subset] for case in subsets[subset].cases])
+    how = {"cases": SAMPLES, "layout": "decathlon", "sampler": options.sampler, "progress": progress}
+    build_dataset(generator, work / "plain", **how)
+    detector = work / "thresholds" / FILE
+    if not detector.exists():
+        audit(
+            Part.whole(work / "plain"),
+            subsets["train"],
+            subsets["validation"],
+            work / "thresholds",
+            cache=cache,
+            detector=detector,
+            progress=progress,
+        )
+    build_dataset(generator, work / "rejected", inspector=inspect_by(generator, detector, None), **how)
+    for kind in ("plain", "rejected"):
+        file = options.results / options.subset / f"{generator.name}-{kind}.json"
+        identity = {"weights": generator.weights_hash, "detector": sha256(detector), "subset": options.subset}
+        if file.exists() and json.loads(file.read_text())["identity"] == identity:
+            progress.note(f"{file}: there")
+            continue
+        report = audit(
+            Part.whole(work / kind),
+            subsets["train"],
+            held_out,
+            work / f"audit-{options.subset}-{kind}",
+            cache=cache,
+            progress=progress,
+        )
+        atomic_write_json(file, {"identity": identity, "report": shared(report)})
+    if not options.no_utility:
+        utility(name, work / "rejected", options, progress)
+
+
+def utility(name: str, folder: Path, options: argparse.Namespace, progress: Progress) -> None:
+    """Dice of the reference segmenter trained on a built dataset, labelled by the judge where it has none."""
+    bench = Bench(name, options.subset, options.data, options.work, options.steps, SAMPLES, 1)
+    file = options.results / options.subset / f"{bench.generator.name}-dice.json"
+    identity = {
+        "weights": bench.generator.weights_hash,
+        "manifest": sha256(folder / "manifest.json"),
+        "segmenter": bench.segmenter_hash,
+        "steps": options.steps,
+    }
+    if file.exists() and json.loads(file.read_text())["identity"] == identity:
+        progress.note(f"{file}: there")
+        return
+    cases = read_built(folder, bench)
+    model = bench.kept(f"built-{sha256(folder / 'manifest.json')[:16]}", cases, seed=0, steps=options.steps)
+    held_out = bench.held_out
+    scores = np.nanmean(segmenter_dice(model, held_out.images, held_out.labels), 1)
+    found = mean_interval(scores, held_out.patients)
+    atomic_write_json(file, {"identity": identity, "cases": len(cases), "dice": found._asdict()})
+    progress.note(f"{file}: {found}")
+
+
+def read_built(folder: Path, bench: Bench) -> Cases:
+    """The cases of a built dataset, on the benchmark's grid as they are."""
+    loaded = [load_case(case) for case in read_dataset(folder).cases]
+    images = torch.stack([torch.from_numpy(case.image) for case in loaded])
+    if loaded[0].label is None:
+        labels = predict(bench.judge, standardise(images)).short()
+    else:
+        labels = torch.stack([torch.from_numpy(case.label) for case in loaded if case.label is not None])
+    names = tuple(f"{index:05d}" for index in range(len(loaded)))
+    return Cases(names, names, images, labels)
+
+
+def shared(report: Report) -> dict[str, Any]:
+    """A report for the repository: without the names of scans."""
+    content = json.loads(report.model_dump_json())
+    for suspect in content["suspects"]:
+        del suspect["training"]
+    return content
+
+
+def sha256(file: Path) -> str:
+    """Hash of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    main()
