@@ -1,0 +1,179 @@
+"""Does the audit find copies? 20 altered training scans among 180 samples, in several draws.
+
+python benchmarks/memorisation/planted.py --samples BUILT --data SCANS --work CACHE
+
+BUILT is a dataset of at least 180 samples, such as `hippocampus-mr/plain` in the folder in which run.py
+worked.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from diffaug.audit.auditing import Part, audit
+from diffaug.datasets.reading import read_dataset
+from diffaug.datasets.volumes import CaseFiles, load_case
+from diffaug.files import atomic_write_json
+from diffaug.progress import Progress
+
+HERE = Path(__file__).parent
+SAMPLES, DRAWS = 180, 5
+# Voxels of a shift, share of the range that noise has, exponents of warped intensities, and the original's
+# weight in a blend.
+SHIFT, NOISE, GAMMAS, BLEND = 4, 0.1, (0.6, 1.6), 0.8
+
+Volume = NDArray[np.float32]
+# An altered image and label map, from those of a case, another image and a source of chance.
+Alter = Callable[[Volume, Volume, Volume, np.random.Generator], tuple[Volume, Volume]]
+
+
+def exact(image: Volume, label: Volume, _: Volume, __: np.random.Generator) -> tuple[Volume, Volume]:
+    """As it is."""
+    return image, label
+
+
+def mirrored(image: Volume, label: Volume, _: Volume, rng: np.random.Generator) -> tuple[Volume, Volume]:
+    """Mirrored along an axis."""
+    axis = int(rng.integers(3))
+    return np.flip(image, axis), np.flip(label, axis)
+
+
+def shifted(image: Volume, label: Volume, _: Volume, rng: np.random.Generator) -> tuple[Volume, Volume]:
+    """Shifted along all axes; what comes in is the border."""
+    index = [np.clip(np.arange(n) + rng.integers(-SHIFT, SHIFT + 1), 0, n - 1) for n in image.shape]
+    return image[np.ix_(*index)], label[np.ix_(*index)]
+
+
+def noised(image: Volume, label: Volume, _: Volume, rng: np.random.Generator) -> tuple[Volume, Volume]:
+    """With Gaussian noise of a tenth of the range."""
+    low, high = np.percentile(image, (0.5, 99.5))
+    return image + rng.normal(0, NOISE * (high - low), image.shape), label
+
+
+def warped(image: Volume, label: Volume, _: Volume, rng: np.random.Generator) -> tuple[Volume, Volume]:
+    """With other contrast."""
+    low, high = np.percentile(image, (0.5, 99.5))
+    return low + (high - low) * np.clip((image - low) / (high - low), 0, 1.5) ** rng.choice(GAMMAS), label
+
+
+def blended(image: Volume, label: Volume, other: Volume, _: np.random.Generator) -> tuple[Volume, Volume]:
+    """With a fifth of another case of the same brightness."""
+    index = [np.clip(np.arange(n), 0, m - 1) for n, m in zip(image.shape, other.shape, strict=True)]
+    return BLEND * image + (1 - BLEND) * other[np.ix_(*index)] * (image.mean() / other.mean()), label
+
+
+KINDS: list[tuple[Alter, int]] = [
+    (exact, 3),
+    (mirrored, 4),
+    (shifted, 4),
+    (noised, 3),
+    (warped, 3),
+    (blended, 3),
+]
+
+
+def main() -> None:
+    """Parse the command line, plant and audit, draw by draw."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--samples", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=os.environ.get("DIFFAUG_DATA"))
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+    real = read_dataset(options.data / "Task04_Hippocampus")
+    assert real.split is not None
+    training, held_out = (
+        Part(real, [case for case in real.cases if case.name in real.split[subset]])
+        for subset in ("train", "validation")
+    )
+    progress = Progress()
+    draws = []
+    for draw in range(DRAWS):
+        folder = options.work / f"planted-{draw}"
+        originals = plant(options.samples, folder, list(training.cases), np.random.default_rng(draw))
+        report = audit(
+            Part.whole(folder),
+            training,
+            held_out,
+            options.work / f"audit-planted-{draw}",
+            cache=options.work / "cache",
+            progress=progress,
+        )
+        suspects = {suspect.synthetic: suspect for suspect in report.suspects}
+        found = {
+            name: name in suspects and suspects[name].training == original
+            for name, original in originals.items()
+        }
+        others = [name for name in suspects if name not in originals]
+        draws.append(
+            {
+                "found": sum(found.values()),
+                "missed": [name for name, ok in found.items() if not ok],
+                "clear": sum(suspects[name].clear for name, ok in found.items() if ok),
+                "planted": len(originals),
+                "false": len(others),
+                "false_clear": sum(suspects[name].clear for name in others),
+                "samples": SAMPLES,
+                "null": report.copies.share.real.model_dump(),
+                "answers": {verdict.question: verdict.answer for verdict in report.verdicts},
+            }
+        )
+        progress.note(json.dumps(draws[-1]))
+    atomic_write_json(options.results / "planted.json", draws)
+
+
+def plant(samples: Path, folder: Path, training: list[CaseFiles], rng: np.random.Generator) -> dict[str, str]:
+    """A dataset of samples and altered training cases; name of each of these -> the case it was."""
+    shutil.rmtree(folder, ignore_errors=True)
+    built = read_dataset(samples)
+    for case in rng.permutation(np.array(built.cases, dtype=object))[:SAMPLES]:
+        loaded = load_case(case)
+        assert loaded.label is not None
+        save(folder, case.name, loaded.image[0], loaded.label[0], loaded.affine)
+    order = rng.permutation(len(training))
+    originals = {}
+    kinds = [kind for kind, count in KINDS for _ in range(count)]
+    for number, kind in enumerate(kinds):
+        case, other = training[order[number]], training[order[-1 - number]]
+        loaded = load_case(case)
+        assert loaded.label is not None
+        image, label = kind(
+            loaded.image[0].astype(np.float32), loaded.label[0], load_case(other).image[0], rng
+        )
+        name = f"planted_{kind.__name__}_{number:02d}"
+        save(folder, name, image, label, loaded.affine)
+        originals[name] = case.name
+    description: dict[str, Any] = {
+        "name": "planted",
+        "channel_names": {"0": "MRI"},
+        "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
+        "file_ending": ".nii.gz",
+    }
+    atomic_write_json(folder / "dataset.json", description)
+    return originals
+
+
+def save(folder: Path, name: str, image: NDArray[Any], label: NDArray[Any], affine: NDArray[Any]) -> None:
+    """A case in nnU-Net's raw layout."""
+    volumes = {
+        f"imagesTr/{name}_0000": image.astype(np.float32),
+        f"labelsTr/{name}": label.astype(np.uint8),
+    }
+    for path, array in volumes.items():
+        file = folder / f"{path}.nii.gz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(np.ascontiguousarray(array), affine), file)
+
+
+if __name__ == "__main__":
+    main()
