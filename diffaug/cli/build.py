@@ -138,13 +138,8 @@ def build(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     loaded = load(generator).to(device)
     progress = Progress()
-    if loaded.card.audit is None:
-        progress.note(
-            f"{loaded.name} has no audit on its card: whether it copies its training scans is unknown"
-        )
-    elif loaded.card.audit.answer == "fail":
-        failed = [verdict.question for verdict in loaded.card.audit.verdicts if verdict.answer == "fail"]
-        progress.note(f"{loaded.name} failed its audit: {' '.join(failed)}")
+    if note := loaded.card.audit_note:
+        progress.note(note)
     inspector = None
     if reject_copies:
         from diffaug.audit.detector import find_detector, inspect_by

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 NIFTI = (".nii.gz", ".nii")
 LATENT = (".safetensors",)
+# Verbs that make images, of which a user should know whether they are copies.
+_MAKING = ("sample", "paint", "vary", "inpaint")
 # Parameters worth a line on stderr.
 _SHOWN = ("seed", "strength", "sampler", "steps", "guidance")
 
@@ -117,6 +119,8 @@ class Job:
             f"{self.verb} by {generator.name}, licence {generator.card.licence}: "
             f"{', '.join([*used, f'{seconds:.1f} s on {generator.device}'])}"
         )
+        if self.verb in _MAKING and (note := generator.card.audit_note):
+            progress.note(note)
         typer.echo(json.dumps(record) if self.as_json else "\n".join(map(str, self.outputs)))
 
     def _record(self, generator: "Generator") -> dict[str, Any]:

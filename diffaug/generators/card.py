@@ -218,6 +218,14 @@ class Card(_Part):
             guidance = defaults.guidance_of(verb) if self.labels else 1.0
         return Sampling(sampler or defaults.sampler, steps, guidance, defaults.shift)
 
+    @property
+    def audit_note(self) -> str | None:
+        """What to know before using what the generator makes; None where no question of its audit failed."""
+        if self.audit is None:
+            return f"{self.name} has no audit on its card: whether it copies its training scans is unknown"
+        failed = [verdict.question for verdict in self.audit.verdicts if verdict.answer == "fail"]
+        return f"{self.name} failed its audit: {' '.join(failed)}" if failed else None
+
     def to_grid(self) -> Grid:
         """The grid as geometry."""
         return Grid(self.grid.orientation, self.grid.spacing, self.grid.shape, self.grid.outside)

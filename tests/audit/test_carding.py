@@ -1,0 +1,78 @@
+"""Verdicts on the card of the generator whose samples were audited."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from diffaug.audit.carding import check_card, put_on_card
+from diffaug.audit.record import Verdict
+from diffaug.datasets.building import build_dataset
+from diffaug.datasets.manifest import read_manifest
+from diffaug.errors import DiffaugError
+from diffaug.generators.card import read_card
+from diffaug.generators.generator import Generator
+from tests.conftest import make_tiny_generator
+
+
+@pytest.fixture
+def samples(tiny_generator_folder: Path, tmp_path: Path) -> Path:
+    """Two samples of the tiny generator."""
+    build_dataset(
+        Generator.load(tiny_generator_folder), tmp_path / "samples", cases=2, steps=1, layout="decathlon"
+    )
+    return tmp_path / "samples"
+
+
+def report(*answers: Any) -> Any:
+    """As much of a report as a card takes."""
+    verdicts = [
+        Verdict(question=f"{n}?", answer=a, found="this", threshold="that") for n, a in enumerate(answers)
+    ]
+    sizes = {
+        role: SimpleNamespace(cases=n) for role, n in (("synthetic", 2), ("training", 5), ("held_out", 3))
+    }
+    return SimpleNamespace(verdicts=verdicts, answer=answers[-1], version="1.0", **sizes)
+
+
+def test_the_card_holds_the_answers_and_nothing_else_changes(
+    tiny_generator_folder: Path, samples: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny_generator_folder, folder)
+    check_card(folder, samples)
+    put_on_card(folder, samples, report("pass", "fail"))
+    card, before = read_card(folder / "card.json"), read_card(tiny_generator_folder / "card.json")
+    assert card.audit is not None
+    assert [(v.question, v.answer) for v in card.audit.verdicts] == [("0?", "pass"), ("1?", "fail")]
+    assert (card.audit.answer, card.audit.samples, card.audit.rejection) == ("fail", 2, False)
+    assert card.model_copy(update={"audit": None}) == before
+    assert card.audit_note == "tiny failed its audit: 1?"
+    assert Generator.load(folder).card.audit == card.audit
+
+
+def test_a_card_without_an_audit_says_so(tiny_generator_folder: Path) -> None:
+    note = read_card(tiny_generator_folder / "card.json").audit_note
+    assert note is not None
+    assert "tiny has no audit on its card" in note
+
+
+def test_an_unclear_audit_needs_no_note(tiny_generator_folder: Path, samples: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny_generator_folder, folder)
+    assert put_on_card(folder, samples, report("pass", "unclear")).audit_note is None
+    build_dataset(Generator.load(folder), tmp_path / "more", cases=1, steps=1, layout="decathlon")
+    assert read_manifest(tmp_path / "more" / "manifest.json").audit == "unclear"
+
+
+def test_samples_of_another_generator_are_refused(samples: Path, tmp_path: Path) -> None:
+    make_tiny_generator(seed=1).save(tmp_path / "other")
+    with pytest.raises(DiffaugError, match="was made by tiny with the weights"):
+        check_card(tmp_path / "other", samples)
+
+
+def test_scans_without_a_manifest_are_refused(tiny_generator_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DiffaugError, match=r"has no manifest\.json"):
+        check_card(tiny_generator_folder, tmp_path)
