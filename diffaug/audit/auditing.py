@@ -9,10 +9,10 @@ import numpy as np
 from diffaug.audit.detector import FILE as DETECTOR
 from diffaug.audit.detector import write_detector
 from diffaug.audit.encoder import STEPS, trained_encoder
-from diffaug.audit.features import encoder_space, intensity_space, matrix_space, network_space
+from diffaug.audit.features import encoder_space, intensity_space, matrix_space, network_space, read_features
 from diffaug.audit.fidelity import Comparison, Sets, compare_features, compare_measures, compare_pairs
 from diffaug.audit.memorisation import list_suspects, measure_memorisation, record_copies
-from diffaug.audit.networks import load_network
+from diffaug.audit.networks import check_channels, load_network
 from diffaug.audit.page import write_page
 from diffaug.audit.record import (
     Beside,
@@ -26,7 +26,7 @@ from diffaug.audit.record import (
     Utility,
     Verdict,
 )
-from diffaug.audit.utility import measure_utility, shared_labels
+from diffaug.audit.utility import check_labels, measure_utility
 from diffaug.audit.verdicts import (
     balance_verdict,
     copy_verdict,
@@ -123,8 +123,14 @@ def audit(
     cache = cache or output / PRIVATE
     notes = _check(synthetic, training, held_out)
     if options.utility:
-        shared_labels(synthetic.dataset, training.dataset, held_out.dataset)
+        check_labels(*((part.dataset, part.cases) for part in (synthetic, training, held_out)))
+    if options.features is not None:
+        read_features(
+            options.features, [c.name for part in (synthetic, training, held_out) for c in part.cases]
+        )
     network = load_network(*options.network) if options.network else None
+    if network is not None and options.network is not None:
+        check_channels(network, len(synthetic.dataset.channels), options.network[1])
     grid = audit_grid(synthetic.dataset)
     atomic_write_text(cache / "README.txt", _README)
     parts = {"synthetic": synthetic, "training": training, "held-out": held_out}
@@ -159,7 +165,7 @@ def audit(
             task.advance()
     searches = [search for space in spaces for search in space.searches]
     copies = find_copies([search.similarities for search in searches], sets.held_out.patients)
-    copy_record = record_copies(searches, copies)
+    copy_record = record_copies(searches, copies, sets)
     measures = {name: _beside(c) for name, c in compare_measures(sets, labels).items()}
     pairs = compare_pairs(sets, progress)
     similarity = PairSimilarity(
@@ -223,15 +229,14 @@ def _check(synthetic: Part, training: Part, held_out: Part) -> list[str]:
             f"{FEWEST_CASES}, better 200"
         )
     notes = []
-    for part, role in ((training, "training"), (held_out, "held-out")):
+    for part, role in ((synthetic, "synthetic"), (training, "training"), (held_out, "held-out")):
         patients = {case.patient for case in part.cases}
         if len(patients) < FEWEST_PATIENTS:
             raise DiffaugError(
                 f"{part.dataset.root} has {len(part.cases)} {role} cases of {len(patients)} patients: an "
-                f"audit "
-                f"needs at least {FEWEST_PATIENTS} patients, better 40"
+                f"audit needs at least {FEWEST_PATIENTS} patients, better 40"
             )
-        if not part.dataset.patients_given:
+        if part is not synthetic and not part.dataset.patients_given:
             notes.append(f"No patient table was given for the {role} cases: each was taken for a patient.")
     both = {case.patient for case in training.cases} & {case.patient for case in held_out.cases}
     named = training.dataset.patients_given == held_out.dataset.patients_given

@@ -27,8 +27,7 @@ def check_card(generator: Path, synthetic: Path) -> None:
         raise DiffaugError(
             f"{synthetic} was made by {settings.generator.name} with the weights "
             f"{settings.generator.weights[:12]}, {card.name} in {generator} has {weights[:12]}: give the "
-            f"card of "
-            "the generator that made it"
+            "card of the generator that made it"
         )
     if settings.verb != "sample":
         raise DiffaugError(f"{synthetic} was made by {settings.verb}: an audit for a card is one of samples")

@@ -23,7 +23,7 @@ from diffaug.datasets.manifest import InspectionRecord
 from diffaug.datasets.writing import Made
 from diffaug.errors import DiffaugError
 from diffaug.evaluation.embedding import Embedder, correlation, embed_mirrored, embed_shifted
-from diffaug.evaluation.memorisation import find_copies, share_interval
+from diffaug.evaluation.memorisation import find_copies
 from diffaug.files import atomic_path, sha256_file
 from diffaug.generators.generator import Generator
 from diffaug.generators.grid import Grid
@@ -42,7 +42,7 @@ class DetectorRecord(BaseModel):
         mirrored_threshold: the same for its mirror images.
         intensities: largest distance of a training case's intensities from the mean training case's.
         volumes: label's name -> smallest and largest volume of a training case, mm^3.
-        real: share of held-out cases that each check refuses.
+        real: share of real cases that each check refuses; for copies the expected one.
         training: number of training cases.
         files: SHA-256 of their files on the grid.
     """
@@ -89,8 +89,8 @@ def write_detector(model: Embedder, space: Space, sets: Sets, grid: Grid, path: 
         intensities=limit,
         volumes=volumes,
         real={
-            "copy": copies.null.value,
-            "intensity": share_interval(beyond, sets.held_out.patients).value,
+            "copy": min(1.0, sum(found.expected for found in copies.searches)),
+            "intensity": float(beyond.mean()),
             "volume": _beyond_volumes(sets.held_out, volumes),
         },
         training=len(sets.training),
@@ -194,8 +194,7 @@ class Inspection:
         if detector.record.channels != channels:
             raise DiffaugError(
                 f"the copy detector knows {detector.record.channels} channels, the generator makes "
-                f"{channels}: "
-                "give the detector of this generator"
+                f"{channels}: give the detector of this generator"
             )
         self.detector, self.judge = detector, judge
         self.volumes = {
@@ -239,9 +238,10 @@ class Inspection:
         own = self.detector.record
         shifted = self._most_alike(embed_shifted(self.detector.model, images))
         mirrored = self._most_alike(embed_mirrored(self.detector.model, images))
-        copies = (shifted > own.threshold) | (mirrored > own.mirrored_threshold)
+        # What is no number is no good case either.
+        copies = ~((shifted <= own.threshold) & (mirrored <= own.mirrored_threshold))
         levels = [[np.quantile(channel, LEVELS) for channel in volume] for volume in volumes]
-        odd = _distances(np.array(levels), self.detector.intensities) > own.intensities
+        odd = ~(_distances(np.array(levels), self.detector.intensities) <= own.intensities)
         found = []
         for n, made in enumerate(candidates):
             reasons = {
@@ -277,8 +277,8 @@ def find_detector(folder: Path, name: str) -> Path:
     if found is None:
         raise DiffaugError(
             f"{name} has no copy detector ({' or '.join(map(str, places))}): audit a build of it with "
-            f"diffaug "
-            "audit, and give the detector that this writes, copy_detector.safetensors in its private folder"
+            "diffaug audit, and give the detector that this writes, copy_detector.safetensors in its "
+            "private folder"
         )
     return found
 

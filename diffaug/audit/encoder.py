@@ -13,12 +13,14 @@ from diffaug.progress import Progress
 
 STEPS = 1000
 # Changes where an encoder that was kept would no longer be trained the same way.
-FORMAT = 1
+FORMAT = 2
 
 
 def trained_encoder(training: CaseSet, folder: Path, steps: int, device: str, progress: Progress) -> Embedder:
     """An encoder trained on the training cases, or the one that an earlier audit kept in `folder`."""
-    key = hashlib.sha256(f"{FORMAT} {SIZE} {steps} {training.files}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        f"{FORMAT} {SIZE} {steps} {training.files} {training.patients}".encode()
+    ).hexdigest()[:16]
     file = folder / f"encoder-{key}.safetensors"
     if not file.exists():
         with progress.task("training the encoder", total=steps) as task:

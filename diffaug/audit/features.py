@@ -25,6 +25,8 @@ MOST_POOLED = 4096
 BATCH = 16
 # Places of sets in `Sets`.
 SYNTHETIC, HELD_OUT = 0, 2
+# Correlations of fewer numbers are 0 or 1.
+FEWEST_FEATURES = 3
 # What a search among mirror images is called.
 MIRROR = ", mirrored"
 
@@ -130,37 +132,46 @@ def _volume_space(
         return _space(name, title, sets, of_rows(features), rowwise, task)
 
 
-def matrix_space(file: Path, sets: Sets, progress: Progress) -> Space:
-    """Features of all cases that a user brings: a CSV with a column `case` and one for each feature.
-
-    Features are standardised by the training cases.
+def read_features(file: Path, cases: Sequence[str]) -> dict[str, Matrix]:
+    """Features of each case in a user's table, a CSV with a column `case` and one for each of at least three
+    features.
 
     Raises:
-        DiffaugError: names the file, and what it lacks.
+        DiffaugError: names the file, and what is wrong with it or which of the cases it lacks.
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            rows = list(csv.reader(lines))
+            rows = [row for row in csv.reader(lines) if any(map(str.strip, row))]
         names = [row[0].strip() for row in rows[1:]]
         table = np.array([[float(value) for value in row[1:]] for row in rows[1:]])
-    except (OSError, UnicodeDecodeError, ValueError, IndexError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
         raise DiffaugError(f"{file} cannot be read as a table of case and features: {error}") from error
-    if not rows or rows[0][0].strip() != "case" or table.ndim != 2 or not table.size:
-        raise DiffaugError(f"{file} must have the columns case, and one for each feature")
+    if not rows or rows[0][0].strip() != "case" or table.ndim != 2 or table.shape[1] < FEWEST_FEATURES:
+        raise DiffaugError(
+            f"{file} must have the columns case, and one for each of at least {FEWEST_FEATURES} features"
+        )
     if not np.isfinite(table).all():
         raise DiffaugError(f"{file} has features that are no finite numbers: leave these out")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DiffaugError(f"{file} names the case {twice} twice: give each case a name of its own")
-    index = {name: n for n, name in enumerate(names)}
-    lacking = [name for s in sets for name in s.names if name not in index]
+    found = dict(zip(names, table, strict=True))
+    lacking = [name for name in cases if name not in found]
     if lacking:
         raise DiffaugError(f"{file} has no features of {len(lacking)} cases, such as {lacking[0]}: add them")
-    mean, deviation = (
-        f(table[[index[name] for name in sets.training.names]], axis=0) for f in (np.mean, np.std)
-    )
-    table = (table - mean) / np.where(deviation > 0, deviation, 1)
-    parts = [torch.from_numpy(table[[index[name] for name in s.names]]).float() for s in sets]
+    return found
+
+
+def matrix_space(file: Path, sets: Sets, progress: Progress) -> Space:
+    """The space of a user's table (`read_features`), standardised by the training cases."""
+    features = read_features(file, [name for s in sets for name in s.names])
+    own = np.stack([features[name] for name in sets.training.names])
+    deviation = own.std(0)
+    deviation = np.where(deviation > 0, deviation, 1)
+    parts = [
+        torch.from_numpy((np.stack([features[name] for name in s.names]) - own.mean(0)) / deviation).float()
+        for s in sets
+    ]
     total = 2 * sum(map(len, sets)) - len(sets.training)
     with progress.task("features", total=total) as task:
         return _space(
@@ -191,7 +202,7 @@ def _space(
 
     def largest(view: _OfRows, number: int) -> Matrix:
         found = [(_standard(view(number, rows)) @ standard.T).amax(1) for rows in batches(number)]
-        return _numbers(torch.cat(found))
+        return _numbers(torch.cat(found).clamp(-1, 1))
 
     return Space(
         name,
@@ -199,10 +210,10 @@ def _space(
         _numbers(synthetic),
         _numbers(training),
         _numbers(held_out),
-        _numbers(_standard(synthetic) @ standard.T),
-        _numbers(_standard(synthetic) @ _standard(held_out).T),
-        _numbers(_standard(held_out) @ standard.T),
-        _numbers(standard @ standard.T),
+        _correlations(_standard(synthetic), standard),
+        _correlations(_standard(synthetic), _standard(held_out)),
+        _correlations(_standard(held_out), standard),
+        _correlations(standard, standard),
         [
             NamedSearch(
                 name + suffix, title + suffix, Search(largest(view, SYNTHETIC), largest(view, HELD_OUT))
@@ -220,3 +231,8 @@ def _standard(features: Tensor) -> Tensor:
 
 def _numbers(values: Tensor) -> Matrix:
     return values.double().numpy()
+
+
+def _correlations(rows: Tensor, columns: Tensor) -> Matrix:
+    """Products of standard rows; rounding does not take them beyond 1."""
+    return _numbers((rows @ columns.T).clamp(-1, 1))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from diffaug.audit.volumes import CaseSet
 from diffaug.evaluation.distributions import (
+    MOST_COMPONENTS,
     NEIGHBOURS,
     frechet_distance,
     manifold_overlap,
@@ -28,6 +29,10 @@ from diffaug.progress import Progress
 DRAWS, HALF_SAMPLES = 50, 100
 # Cases of a draw, at most: times and memory grow with their square.
 MOST_CASES = 500
+# Figures that are shares, as are Kolmogorov and Smirnov's distances.
+BOUNDED = ("precision", "recall", "coverage")
+# Cases of a draw for each principal component, and for each neighbour that a neighbourhood reaches to.
+CASES_PER_COMPONENT = CASES_PER_NEIGHBOUR = 4
 # Pairs of volumes whose similarity is measured, at most.
 MOST_PAIRS = 60
 # Windows of the structural similarity, and the smallest side that its scales fit into.
@@ -60,9 +65,17 @@ def compare_features(
     sets: Sets,
     seed: int = 0,
 ) -> dict[str, Comparison]:
-    """Frechet distance, MMD, precision, recall, density and coverage in at most 16 principal components of
-    the training cases' features `(N, D)`."""
-    components = principal_components(training)
+    """Frechet distance, MMD, precision, recall, density and coverage in at most 16 principal components.
+
+    The components are those of a random half of the training patients, whose features `(N, D)` they fit
+    better than any others; the training cases that are compared are of the other half.
+    """
+    index = cluster_index(sets.training.patients)
+    basis = half(np.unique(index), np.random.default_rng(seed))
+    fewest = min(len(set(s.patients)) for s in (sets.synthetic, sets.held_out))
+    fewest = min(fewest, len(set(sets.training.patients)) - len(basis))
+    most = min(MOST_COMPONENTS, max(2, fewest // CASES_PER_COMPONENT))
+    components = principal_components(training[np.isin(index, basis)], most)
     values = {
         "synthetic": components.project(synthetic),
         "training": components.project(training),
@@ -74,7 +87,8 @@ def compare_features(
     bandwidth = median_distance(values["training"]) or 1.0
 
     def figures(queries: NDArray[np.float64], real: NDArray[np.float64]) -> dict[str, float]:
-        overlap = manifold_overlap(real, queries, min(NEIGHBOURS, len(real) - 1, len(queries) - 1))
+        neighbours = min(NEIGHBOURS, max(1, min(len(real), len(queries)) // CASES_PER_NEIGHBOUR))
+        overlap = manifold_overlap(real, queries, neighbours)
         return {
             "frechet_distance": frechet_distance(queries, real),
             "mmd": mmd(queries, real, bandwidth),
@@ -86,6 +100,7 @@ def compare_features(
         lambda rows, real: figures(values["synthetic"][rows], values["held_out"][real]),
         lambda rows, real: figures(values["training"][rows], values["held_out"][real]),
         seed,
+        left_out=basis,
     )
 
 
@@ -122,11 +137,16 @@ def compare_measures(sets: Sets, labels: Sequence[str], seed: int = 0) -> dict[s
     return _compare(sets, figures(sets.synthetic), figures(sets.training), seed)
 
 
-def _compare(sets: Sets, synthetic: Compare, real: Compare, seed: int) -> dict[str, Comparison]:
-    """Means over draws, and half-samples for their intervals; see the module."""
+def _compare(
+    sets: Sets, synthetic: Compare, real: Compare, seed: int, left_out: Rows | None = None
+) -> dict[str, Comparison]:
+    """Means over draws, and half-samples for their intervals; see the module. Training patients `left_out`
+    are not drawn."""
     rng = np.random.default_rng(seed)
     indices = [cluster_index(s.patients) for s in (sets.synthetic, sets.training, sets.held_out)]
     everyone = [np.unique(index) for index in indices]
+    if left_out is not None:
+        everyone[1] = np.setdiff1d(everyone[1], left_out)
 
     def draw(patients: Sequence[Rows]) -> tuple[Mapping[str, float], Mapping[str, float]]:
         rows = [
@@ -144,15 +164,18 @@ def _compare(sets: Sets, synthetic: Compare, real: Compare, seed: int) -> dict[s
 
     whole = [draw(spread(everyone)) for _ in range(DRAWS)]
     halves = [draw(spread([half(p, rng) for p in everyone])) for _ in range(HALF_SAMPLES)]
-    return {
-        name: Comparison(
-            *(
-                around(float(np.mean([d[side][name] for d in whole])), [d[side][name] for d in halves])
-                for side in (0, 1)
-            )
+
+    def interval(name: str, side: int) -> Interval:
+        # A draw without a single labelled case has no volumes to compare.
+        values, spreads = (
+            np.array([v for d in draws if np.isfinite(v := d[side][name])]) for draws in (whole, halves)
         )
-        for name in whole[0][0]
-    }
+        value, low, high = around(float(values.mean()), spreads)
+        if name in BOUNDED or name.startswith(("slice_consistency", "volume_")):
+            low, high = max(0.0, low), min(1.0, high)
+        return Interval(value, low, high)
+
+    return {name: Comparison(interval(name, 0), interval(name, 1)) for name in whole[0][0]}
 
 
 class Similarity(NamedTuple):

@@ -6,7 +6,7 @@ import numpy as np
 
 from diffaug.audit.features import NamedSearch, Space
 from diffaug.audit.fidelity import Sets
-from diffaug.audit.record import Beside, CopyRecord, Figure, Memorisation, SearchRecord, Suspect
+from diffaug.audit.record import CopyRecord, Figure, Memorisation, SearchRecord, Suspect
 from diffaug.evaluation.balance import balance
 from diffaug.evaluation.memorisation import (
     Copies,
@@ -40,6 +40,7 @@ def measure_memorisation(space: Space, sets: Sets, seed: int = 0) -> Memorisatio
         matched=memorised.cases,
         balance=Figure.of(found.share),
         balance_cases=found.cases,
+        balance_of_copies=0.5 + 0.5 * found.cases / len(training),
         authentic_share=authentic["share"],
         authentic_null=authentic["null"],
         neighbour_ratio=ratios["share"],
@@ -48,12 +49,18 @@ def measure_memorisation(space: Space, sets: Sets, seed: int = 0) -> Memorisatio
     )
 
 
-def record_copies(searches: Sequence[NamedSearch], copies: Copies) -> CopyRecord:
+def record_copies(searches: Sequence[NamedSearch], copies: Copies, sets: Sets) -> CopyRecord:
     """What all searches found, in numbers."""
+    nearest = {
+        int(column)
+        for search, found in zip(searches, copies.searches, strict=True)
+        for column in search.similarities.synthetic[found.suspected].argmax(1)
+    }
     return CopyRecord(
         copies=int(copies.suspected.sum()),
         clear_copies=int(copies.clearly.sum()),
-        share=Beside(synthetic=Figure.of(copies.share), real=Figure.of(copies.null)),
+        training_cases=len(nearest),
+        training_patients=len({sets.training.patients[column] for column in nearest}),
         searches=[
             SearchRecord(
                 name=search.name,
@@ -62,6 +69,8 @@ def record_copies(searches: Sequence[NamedSearch], copies: Copies) -> CopyRecord
                 clear_threshold=found.clear,
                 copies=int(found.suspected.sum()),
                 clear_copies=int(found.clearly.sum()),
+                expected=found.expected,
+                most=found.most,
             )
             for search, found in zip(searches, copies.searches, strict=True)
         ],
@@ -71,17 +80,18 @@ def record_copies(searches: Sequence[NamedSearch], copies: Copies) -> CopyRecord
 def list_suspects(searches: Sequence[NamedSearch], copies: Copies, sets: Sets) -> list[Suspect]:
     """Suspected copies of all searches with their training cases, the most alike first.
 
-    A case that several searches suspect is listed by the one whose threshold it exceeds most, in units of the
-    distance from there to similarity 1.
+    Clear copies come first. A case that several searches suspect is listed by one that finds it clear, else
+    by the one whose threshold it exceeds most, in units of the distance from there to similarity 1.
     """
-    best: dict[int, tuple[float, Suspect]] = {}
+    best: dict[int, tuple[tuple[bool, float], Suspect]] = {}
     for search, found in zip(searches, copies.searches, strict=True):
         similarities = search.similarities.synthetic
         for row in np.flatnonzero(found.suspected).tolist():
             column = int(similarities[row].argmax())
             similarity = float(similarities[row, column])
             excess = (similarity - found.threshold) / max(1 - found.threshold, 1e-9)
-            if row not in best or excess > best[row][0]:
+            rank = bool(found.clearly[row]), excess
+            if row not in best or rank > best[row][0]:
                 suspect = Suspect(
                     synthetic=sets.synthetic.names[row],
                     training=sets.training.names[column],
@@ -89,5 +99,5 @@ def list_suspects(searches: Sequence[NamedSearch], copies: Copies, sets: Sets) -
                     similarity=similarity,
                     clear=bool(found.clearly[row]),
                 )
-                best[row] = excess, suspect
-    return [suspect for _, suspect in sorted(best.values(), key=lambda entry: -entry[0])]
+                best[row] = rank, suspect
+    return [suspect for _, suspect in sorted(best.values(), key=lambda entry: entry[0], reverse=True)]

@@ -1,5 +1,6 @@
 """MONAI's networks with weights of the user's own, as feature extractors."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor, nn
 
 from diffaug.errors import DiffaugError
 
+# What DataParallel and torch.compile put before the names.
+WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 NETWORKS = ("resnet10", "resnet18", "resnet34", "resnet50")
 
 
@@ -31,9 +34,7 @@ def load_network(name: str, weights: Path) -> nn.Module:
         raise DiffaugError(
             f"{name} comes from MONAI, which is not installed: pip install diffaug[monai]"
         ) from error
-    state = {
-        key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in _read(weights).items()
-    }
+    state = {WRAPPERS.sub("", key): value for key, value in _read(weights).items()}
     state = {key: value for key, value in state.items() if not key.startswith(("fc.", "conv_seg."))}
     first = state.get("conv1.weight")
     if first is None or first.ndim != 5:
@@ -53,6 +54,13 @@ def load_network(name: str, weights: Path) -> nn.Module:
     except RuntimeError as error:
         raise DiffaugError(f"{weights} does not fit MONAI's {name}: {error}") from error
     return network.eval().requires_grad_(False)
+
+
+def check_channels(network: nn.Module, channels: int, weights: Path) -> None:
+    """Refuse a network of other channels than the images have."""
+    own = next(network.parameters()).shape[1]
+    if own != channels:
+        raise DiffaugError(f"{weights} is of a network for {own} channels, the images have {channels}")
 
 
 def _read(file: Path) -> dict[str, Tensor]:

@@ -83,16 +83,11 @@ def _head(report: Report) -> str:
     cases = f"{report.synthetic.cases} synthetic cases"
     return (
         f"<h1>Audit of {escape(report.synthetic.name)}</h1>\n<p>{cases}, compared with "
-        f"{report.training.cases} "
-        f"scans that trained their generator and {report.held_out.cases} scans of other patients.</p>\n"
-        f'<div class="box">{_answer(report.answer)} {SUMMARIES[report.answer]}</div>'
-        + (
-            '<p class="small">This page shows real scans beside suspected copies: it stays with those who '
-            "may "
-            "see these scans.</p>"
-            if report.suspects
-            else ""
-        )
+        f"{report.training.cases} scans that trained their generator and {report.held_out.cases} scans of "
+        "other "
+        f'patients.</p>\n<div class="box">{_answer(report.answer)} {SUMMARIES[report.answer]}</div>'
+        '<p class="small">This page and report.json name real scans and show those that suspected copies '
+        "resemble: they stay with those who may see these scans.</p>"
     )
 
 
@@ -123,10 +118,9 @@ def _compared(report: Report) -> str:
         "<h2>What was compared</h2>"
         + _table(("Role", "Dataset", "Cases", "Patients", "Licence"), rows)
         + f"<p>All volumes were brought to one grid ({sides} voxels of {spacing} mm) and to zero mean and "
-        f"unit "
-        "variance. A held-out scan is what an honest generator's sample should be like: of nobody in the "
-        "training "
-        "set, and yet true anatomy. So each figure of the samples stands beside the same figure of held-out "
+        "unit variance. A held-out scan is what an honest generator's sample should be like: of nobody in "
+        "the training set, and yet true anatomy. So each figure of the samples stands beside the same "
+        "figure of held-out "
         "scans.</p>" + notes
     )
 
@@ -135,18 +129,23 @@ def _memorisation(report: Report, spaces: Sequence[Space]) -> str:
     copies = report.copies
     rows: list[tuple[str, ...]] = [
         (
-            "<b>suspected copies</b>: more like a training scan than all but 5 % of held-out scans are",
-            f"{copies.copies}: {_percent(copies.share.synthetic)}",
-            _percent(copies.share.real),
-        ),
-        (
             "<b>clear copies</b>: three times as near as the nearest of all held-out scans",
             str(copies.clear_copies),
-            "0",
+            "",
+        ),
+        (
+            "<b>suspected copies</b>: more like a training scan than nearly all held-out scans are",
+            f"{copies.copies}, of {copies.training_cases} training scans of {copies.training_patients} "
+            f"patients",
+            "",
         ),
     ]
     rows += [
-        (f"found by {escape(s.title)}", f"{s.copies} suspected, {s.clear_copies} clear", "")
+        (
+            f"found by {escape(s.title)}",
+            f"{s.copies} suspected, {s.clear_copies} clear",
+            f"{s.expected:.1%} suspected on average, {s.most:.1%} at most",
+        )
         for s in copies.searches
     ]
     for space in report.spaces:
@@ -158,7 +157,11 @@ def _memorisation(report: Report, spaces: Sequence[Space]) -> str:
                 f"{m.memorised_share:.1%}",
                 f"{m.memorised_null:.1%}",
             ),
-            ("nearer to training than to held-out scans (balance)", _percent(m.balance), "50 %"),
+            (
+                "nearer to training than to held-out scans (balance)",
+                _percent(m.balance),
+                f"50 %; nothing but copies: {m.balance_of_copies:.0%}",
+            ),
             ("authentic samples", f"{m.authentic_share:.1%}", f"{m.authentic_null:.1%}"),
             (
                 "distance to the nearest patient over that to the second nearest (median)",
@@ -223,8 +226,7 @@ def _fidelity(report: Report, spaces: Sequence[Space], sets: Sets, labels: Seque
     )
     page = (
         "<h2>Are the samples true to life, and varied?</h2><p>Samples, and training scans in their place, "
-        "compared "
-        "with equally many held-out scans; 95 % intervals over patients.</p>"
+        "compared with equally many held-out scans; 95 % intervals over patients.</p>"
         + _table(("Figure", "Samples", "Training scans"), rows)
         + _picture(
             lambda figure: _draw_components(figure, spaces),

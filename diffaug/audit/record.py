@@ -45,6 +45,8 @@ class SearchRecord(_Part):
     clear_threshold: float
     copies: int
     clear_copies: int
+    expected: float
+    most: float
 
 
 class CopyRecord(_Part):
@@ -53,13 +55,16 @@ class CopyRecord(_Part):
     Attributes:
         copies: N_copies, synthetic cases that any search suspects.
         clear_copies: those that any search finds clearly.
-        share: of suspected synthetic cases, and of held-out ones in their place (real).
-        searches: what each search found.
+        training_cases: training cases that are the nearest of a suspected copy.
+        training_patients: their patients.
+        searches: what each search found; `expected` is the share of suspected cases among independent real
+            ones, `most` the largest share that chance explains.
     """
 
     copies: int
     clear_copies: int
-    share: Beside
+    training_cases: int
+    training_patients: int
     searches: list[SearchRecord]
 
 
@@ -74,6 +79,7 @@ class Memorisation(_Part):
         balance: share of the samples nearer to training than to held-out cases; 0.5 where nothing is
             memorised.
         balance_cases: training and held-out cases in it, each.
+        balance_of_copies: what it would be of nothing but copies of training cases drawn by chance.
         authentic_share: samples farther from their nearest training case than this is from another patient's.
         authentic_null: the same of held-out cases.
         neighbour_ratio: median distance to the nearest training patient over that to the second nearest.
@@ -87,6 +93,7 @@ class Memorisation(_Part):
     matched: int
     balance: Figure
     balance_cases: float
+    balance_of_copies: float
     authentic_share: float
     authentic_null: float
     neighbour_ratio: float

@@ -52,7 +52,7 @@ def measure_utility(
     Raises:
         DiffaugError: the three sets have no label of one name.
     """
-    names = shared_labels(synthetic[0], training[0], held_out[0])
+    names = check_labels(synthetic, training, held_out)
     made, real, others = (_read(*part, grid, names, progress) for part in (synthetic, training, held_out))
     segmenters = {}
     for title, pairs in (("synthetic", made), ("real", real)):
@@ -66,7 +66,8 @@ def measure_utility(
                 on_step=partial(_advance, task),
             )
     by_real = _scores(segmenters["real"], others)
-    write_segmenter(segmenters["real"], names, others.images.shape[1], grid, by_real, segmenter)
+    finite = by_real[np.isfinite(by_real)]
+    write_segmenter(segmenters["real"], names, others.images.shape[1], grid, finite, segmenter)
     return Utility(
         trained_on_synthetic_tested_on_real=_mean(_scores(segmenters["synthetic"], others), others),
         trained_on_real_tested_on_real=_mean(by_real, others),
@@ -76,12 +77,26 @@ def measure_utility(
     )
 
 
-def shared_labels(synthetic: Dataset, training: Dataset, held_out: Dataset) -> list[str]:
-    """Names of the labels that all three datasets have.
+def _labelled(cases: Sequence[CaseFiles]) -> list[CaseFiles]:
+    return [case for case in cases if case.label is not None][:MOST_CASES]
+
+
+def check_labels(synthetic: Cases, training: Cases, held_out: Cases) -> list[str]:
+    """Names of the labels that all three sets have.
 
     Raises:
-        DiffaugError: there are none.
+        DiffaugError: there are none, or a set has no label map.
     """
+    for dataset, cases in (synthetic, training, held_out):
+        if not _labelled(cases):
+            raise DiffaugError(
+                f"utility needs label maps, and no case that is used of {dataset.root} has one"
+            )
+    return _shared(synthetic[0], training[0], held_out[0])
+
+
+def _shared(synthetic: Dataset, training: Dataset, held_out: Dataset) -> list[str]:
+    """Names of the labels that all three datasets have."""
     names = [
         name
         for number, name in synthetic.labels.items()
@@ -105,7 +120,7 @@ def _read(
 ) -> _Pairs:
     """Labelled cases on the grid, labels numbered as in `names`, from 1."""
     numbers = tuple(next(n for n, own in dataset.labels.items() if own == name) for name in names)
-    labelled = [case for case in cases if case.label is not None][:MOST_CASES]
+    labelled = _labelled(cases)
     images, labels = [], []
     with progress.task(f"reading {dataset.name}", total=len(labelled)) as task:
         for case in labelled:
@@ -128,4 +143,7 @@ def _scores(model: Segmenter, pairs: _Pairs) -> NDArray[np.float64]:
 
 def _mean(scores: NDArray[np.float64], pairs: _Pairs) -> Figure:
     """Mean over cases, with an interval over patients."""
-    return Figure.of(mean_interval(scores, pairs.patients))
+    # Without a structure in label and prediction there is no Dice.
+    scored = np.isfinite(scores)
+    patients = [patient for patient, ok in zip(pairs.patients, scored, strict=True) if ok]
+    return Figure.of(mean_interval(scores[scored], patients))

@@ -15,6 +15,8 @@ from diffaug.audit.record import (
 
 # Largest upper bound of the balance, and of an attacker's area under the curve, that passes.
 MOST_BALANCE = MOST_AUC = 0.60
+# Share of copies that a search may leave unnoticed, as chance explains it, and still pass.
+MOST_HIDDEN = 0.2
 # A share of real cases' precision or coverage that passes, and one below which it fails.
 ENOUGH, TOO_LITTLE = 0.8, 0.5
 # Frechet distances, in those of real cases, that pass and above which fidelity fails.
@@ -41,32 +43,44 @@ LIMITS = (
 
 def copy_verdict(copies: CopyRecord, samples: int) -> Verdict:
     """Are there copies of training cases among the samples?"""
-    share, null = copies.share.synthetic, copies.share.real
-    answer: Answer = "pass" if share.value <= null.high else "unclear"
-    if copies.clear_copies or share.low > null.high:
+    exceeding = [s for s in copies.searches if s.copies > s.most * samples + 0.5]
+    hidden = max(search.most for search in copies.searches)
+    answer: Answer = "pass" if hidden <= MOST_HIDDEN else "unclear"
+    if copies.clear_copies or exceeding:
         answer = "fail"
+    found = "; ".join(
+        f"{s.copies} by {s.title} (chance explains {s.most * samples:.0f})" for s in copies.searches
+    )
     return Verdict(
         question="Are there copies of training scans among the samples?",
         answer=answer,
-        found=f"{copies.clear_copies} clear copies; {copies.copies} of {samples} samples are suspected, "
-        f"{_percent(share)}, and of held-out scans in their place {_percent(null)}",
-        threshold="pass: no clear copy, and no larger share suspected than the interval of held-out scans "
-        "has; "
-        "fail: a clear copy, or an interval above that one",
+        found=f"{copies.clear_copies} clear copies; {copies.copies} of {samples} samples are suspected: "
+        f"{found}",
+        threshold="pass: no clear copy, and no more suspected ones than chance explains; fail: a clear "
+        "copy, or "
+        f"more; unclear: with so few held-out patients chance could explain more than {MOST_HIDDEN:.0%}",
     )
 
 
 def balance_verdict(memorisation: Sequence[tuple[str, Memorisation]]) -> Verdict:
     """Do the samples lean towards the training cases?"""
-    figures = [(title, found.balance) for title, found in memorisation]
+    answers: list[Answer] = []
+    for _, found in memorisation:
+        # Half of what nothing but copies would give.
+        telling = 0.5 + (found.balance_of_copies - 0.5) / 2
+        answers.append(_chance(found.balance, min(MOST_BALANCE, telling)))
+    first = memorisation[0][1]
     return Verdict(
         question="Do the samples lie nearer to the training scans than to others?",
-        answer=_worst([_chance(figure, MOST_BALANCE) for _, figure in figures]),
-        found="; ".join(f"{_percent(figure)} by {title}" for title, figure in figures)
-        + f" are nearer to training scans, of {memorisation[0][1].balance_cases:.0f} on each side",
-        threshold=f"50 % is none; pass: the interval reaches 50 % and ends at {MOST_BALANCE:.0%} or less; "
-        f"fail: "
-        "it lies above 50 %; unclear: too few held-out patients to tell",
+        answer=_worst(answers),
+        found="; ".join(f"{_percent(found.balance)} by {title}" for title, found in memorisation)
+        + f" are nearer to training scans, of {first.balance_cases:.0f} on each side; nothing but copies "
+        f"would "
+        f"give {first.balance_of_copies:.0%}",
+        threshold=f"50 % is none; pass: the interval does not lie above 50 %, ends at {MOST_BALANCE:.0%} "
+        "or less and below half of what nothing but copies would give; fail: it lies above 50 %; unclear: "
+        "too few "
+        "held-out patients to tell",
     )
 
 
@@ -77,8 +91,8 @@ def membership_verdict(memorisation: Sequence[tuple[str, Memorisation]]) -> Verd
         question="Can somebody who holds a scan tell from the samples whether it was used for training?",
         answer=_worst([_chance(figure, MOST_AUC) for _, figure in figures]),
         found="; ".join(f"area under the curve {figure} by {title}" for title, figure in figures),
-        threshold=f"0.5 is guessing; pass: the interval reaches 0.5 and ends at {MOST_AUC:.2f} or less; "
-        f"fail: it "
+        threshold=f"0.5 is guessing; pass: the interval does not lie above 0.5 and ends at {MOST_AUC:.2f} "
+        "or less; fail: it "
         "lies above 0.5; unclear: too few held-out patients to tell",
     )
 

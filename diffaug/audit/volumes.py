@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class CaseSet:
         intensities: quantiles of the standardised volumes at `LEVELS`, `(N, C, 33)`.
         consistency: mean correlation of neighbouring slices along each axis of the grid, `(N, 3)`.
         label_volumes: label's name -> volumes in mm^3 `(N,)`, NaN for a case without a label map.
-        files: SHA-256 of all files of the cases and the grid: equal sets have equal ones.
+        files: SHA-256 of all files of the cases, names of labels and the grid: equal sets have equal ones.
     """
 
     names: tuple[str, ...]
@@ -74,9 +75,13 @@ def audit_grid(synthetic: Dataset) -> Grid:
         orientation, outside = ORIENTATION, "mirror"
         spacing, shape = _median_geometry([case.images[0] for case in synthetic.cases])
     factor = max(1.0, (np.prod(shape) / MOST_VOXELS) ** (1 / 3))
-    i, j, k = (max(MULTIPLE, MULTIPLE * round(n / factor / MULTIPLE + 0.499)) for n in shape)
-    a, b, c = (float(s * factor) for s in spacing)
-    return Grid(orientation, (a, b, c), (i, j, k), outside)
+    while True:
+        i, j, k = (MULTIPLE * max(1, ceil(n / factor / MULTIPLE)) for n in shape)
+        # Sides are rounded up, those of flat volumes by much.
+        if factor == 1 or i * j * k <= 1.2 * MOST_VOXELS:
+            a, b, c = (float(s * factor) for s in spacing)
+            return Grid(orientation, (a, b, c), (i, j, k), outside)
+        factor *= 1.05
 
 
 def _median_geometry(
@@ -106,7 +111,7 @@ def collect(
         DatasetError: a file cannot be read.
         DiffaugError: a volume cannot be placed on the grid; names the file.
     """
-    digest = _digest(cases, grid)
+    digest = _digest(dataset, cases, grid)
     files = [folder / f"{digest[:16]}.npy", folder / f"{digest[:16]}.json"]
     if not all(file.exists() for file in files):
         names = {number: name for number, name in dataset.labels.items() if number != 0}
@@ -124,8 +129,8 @@ def collect(
     )
 
 
-def _digest(cases: Sequence[CaseFiles], grid: Grid) -> str:
-    found = hashlib.sha256(f"{FORMAT} {grid}".encode())
+def _digest(dataset: Dataset, cases: Sequence[CaseFiles], grid: Grid) -> str:
+    found = hashlib.sha256(f"{FORMAT} {grid} {sorted(dataset.labels.items())}".encode())
     for case in cases:
         for file in (*case.images, *([case.label] if case.label else [])):
             if not file.is_file():
@@ -154,6 +159,8 @@ def _write(
                     [f"{case.images[0]} has {len(loaded.image)} channels, the dataset {channels}: mend it"]
                 )
             volume = case_on_grid(case, loaded, grid)
+            if not np.isfinite(volume).all():
+                raise DatasetError([f"{case.images[0]} holds NaN or infinity: replace these voxels"])
             images[n] = volume
             intensities.append([np.quantile(channel, LEVELS).tolist() for channel in volume])
             consistency.append([_neighbour_correlation(volume, axis) for axis in range(3)])
@@ -177,7 +184,13 @@ def on_grid(
     volume = torch.from_numpy(image)
     foreground = None if label is None else torch.from_numpy(label > 0)
     placement = place(grid, volume.shape[1:], affine, foreground=foreground)
-    return standardise(placement.to_grid(volume[None]))[0].numpy()
+    low, high = volume.amin((1, 2, 3), keepdim=True), volume.amax((1, 2, 3), keepdim=True)
+
+    def prepare(part: torch.Tensor) -> torch.Tensor:
+        """From -1, which lies beyond a scan's end where the grid shows background there, to 1."""
+        return 2 * (part.float() - low) / (high - low).clamp_min(1e-12) - 1
+
+    return standardise(placement.image_to_grid(volume[None], prepare))[0].numpy()
 
 
 def case_on_grid(case: CaseFiles, loaded: LoadedCase, grid: Grid) -> NDArray[np.float32]:
@@ -186,7 +199,9 @@ def case_on_grid(case: CaseFiles, loaded: LoadedCase, grid: Grid) -> NDArray[np.
     try:
         return on_grid(loaded.image, label, loaded.affine, grid)
     except DiffaugError as error:
-        raise DiffaugError(f"{case.images[0]}: {error}") from error
+        raise DiffaugError(
+            f"{case.images[0]} cannot be compared on a grid of {grid.shape} voxels: {error}"
+        ) from error
 
 
 def _neighbour_correlation(volume: NDArray[np.float32], axis: int) -> float:
@@ -197,4 +212,6 @@ def _neighbour_correlation(volume: NDArray[np.float32], axis: int) -> float:
     norms = np.linalg.norm(slices, axis=2)
     products = (slices[:, 1:] * slices[:, :-1]).sum(2)
     sizes = norms[:, 1:] * norms[:, :-1]
-    return float(np.divide(products, sizes, out=np.zeros_like(products), where=sizes > 0).mean())
+    # What float32 leaves of a constant slice.
+    least = 1e-8 * slices.shape[2]
+    return float(np.divide(products, sizes, out=np.zeros_like(products), where=sizes > least).mean())

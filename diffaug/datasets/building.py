@@ -234,7 +234,8 @@ class _Builder:
             there = {**earlier.versions, "device": earlier.device}
             self._refuse(differences(there, {**versions(), "device": self._device()}), "versions")
         header = self._header(pending) if pending or earlier is None else earlier
-        header = header.model_copy(update={"cases": [], "files": {}})
+        inspected = earlier.inspected if earlier is not None and complete else None
+        header = header.model_copy(update={"cases": [], "files": {}, "inspected": inspected})
         self.output.mkdir(parents=True, exist_ok=True)
         with alone(self.output):
             self.writer.clear_leftovers()
@@ -344,7 +345,7 @@ class _Builder:
             for start in range(0, len(pending), self.batch_size):
                 batch = pending[start : start + self.batch_size]
                 accepted = Accepted(batch, self.settings.seed, self._cases, self.inspector)
-                for index in batch:
+                for index in sorted(accepted.made):
                     record = self.writer.write_case(
                         index, accepted.made[index], header, accepted.seeds[index], accepted.rejected[index]
                     )
@@ -353,6 +354,7 @@ class _Builder:
                     os.fsync(state.fileno())
                     records[record.name] = record
                     task.advance()
+                accepted.check()
         return records
 
     def _cases(self, batch: Sequence[int], seeds: Sequence[int]) -> list[Made]:

@@ -36,6 +36,7 @@ class Accepted:
         made: the cases.
         seeds: theirs.
         rejected: refused candidates of each case.
+        hopeless: cases all of whose candidates were refused.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Accepted:
         self.made: dict[int, Made] = {}
         self.seeds: dict[int, int] = {}
         self.rejected: dict[int, list[Rejected]] = {index: [] for index in batch}
+        self.hopeless: list[int] = []
         waiting = list(batch)
         for attempt in range(MOST_CANDIDATES):
             seeds = [candidate_seed(root, index, attempt) for index in waiting]
@@ -63,9 +65,16 @@ class Accepted:
             waiting = refused
             if not waiting:
                 return
-        last = self.rejected[waiting[0]][-1].reasons
-        raise DiffaugError(
-            f"all {MOST_CANDIDATES} candidates for case {waiting[0]} were rejected (the last one: "
-            f"{'; '.join(last)}): what was made is kept, but this generator should not be shared like this; "
-            "see what diffaug audit says of a build without --reject-copies"
-        )
+        self.hopeless = waiting
+
+    def check(self) -> None:
+        """Raise a DiffaugError where a case has no good candidate."""
+        if self.hopeless:
+            index = self.hopeless[0]
+            raise DiffaugError(
+                f"all {MOST_CANDIDATES} candidates for case {index} were rejected (the last one: "
+                f"{'; '.join(self.rejected[index][-1].reasons)}). What was made is kept, but these settings "
+                "lead here again: build with another --seed in another folder, and see what diffaug audit "
+                "says "
+                "of a build without --reject-copies"
+            )

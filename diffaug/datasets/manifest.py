@@ -140,7 +140,8 @@ class Rejected(_Part):
 class CaseRecord(_Part):
     """One case of a built dataset, complete in itself.
 
-    `files` holds SHA-256 by path in the dataset, `rejected` the candidates refused before this one.
+    `files` holds SHA-256 by path in the dataset, `rejected` the candidates refused before this one; a
+    finished manifest gives only their numbers, since they can be made again from their seeds.
     """
 
     name: str

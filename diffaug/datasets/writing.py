@@ -124,12 +124,14 @@ class Writer:
             },
         )
         atomic_write_json(self.output / DESCRIPTION, description)
-        if settings.inspection is not None:
+        if settings.inspection is not None and header.inspected is None:
             header = header.model_copy(update={"inspected": _count(records, settings.inspection)})
         atomic_write_text(self.output / README, readme(header))
         self._draw(records[:MONTAGE_CASES], names, header)
         files = {path: sha256_file(self.output / path) for path in (DESCRIPTION, README, MONTAGE)}
-        manifest = header.model_copy(update={"files": files, "cases": records})
+        # Whoever has the generator could make the refused candidates again: which they were stays here.
+        cases = [record.model_copy(update={"rejected": []}) for record in records]
+        manifest = header.model_copy(update={"files": files, "cases": cases})
         write_manifest(self.output / MANIFEST, manifest)
         return manifest
 

@@ -58,6 +58,11 @@ def balance(
         DiffaugError: fewer than four patients on a side.
     """
     training, held_out = _Side(to_training, training_patients), _Side(to_held_out, held_out_patients)
+    if len(training.distances) != len(held_out.distances):
+        raise DiffaugError(
+            f"distances of {len(training.distances)} queries to training and of {len(held_out.distances)} to "
+            "held-out cases: they must be of the same queries"
+        )
     if min(len(training.patients), len(held_out.patients)) < 4:
         raise DiffaugError(
             f"{len(training.patients)} training and {len(held_out.patients)} held-out patients: a balance "

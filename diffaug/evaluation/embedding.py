@@ -35,9 +35,10 @@ SHIFTED = [(0, 0, 0), *product((-2, 2), repeat=3)]
 class Embedder(nn.Module):
     """A convolutional network from standardised volumes `(B, C, I, J, K)` to embeddings `(B, 64)`.
 
-    Blocks of 2 x 2 x 2 voxels become channels before the first layer; the last feature maps are averaged to 4
-    x 4 x 4 places, so that the embedding knows where in the volume it saw what. Batch norms, the last one of
-    the embedding itself, take away what all cases share: without them 400 steps learned nothing.
+    Blocks of 2 x 2 x 2 voxels become channels before the first layer. The last feature maps are averaged to 4
+    x 4 x 4 places, so that the embedding knows where in the volume it saw what, and over the whole volume,
+    which a shift does not change. Batch norms, the last one of the embedding itself, take away what all cases
+    share: without them 400 steps learned nothing.
     """
 
     def __init__(self, channels: int, widths: tuple[int, int, int] = (16, 32, 64)) -> None:
@@ -50,10 +51,11 @@ class Embedder(nn.Module):
             *_normed(conv3(middle, middle), middle),
             *_normed(nn.Conv3d(middle, coarse, kernel_size=2, stride=2), coarse),
             *_normed(conv3(coarse, coarse), coarse),
-            conv1(coarse, 16),
         )
+        self.places = conv1(coarse, 16)
+        self.whole = nn.Sequential(*_normed(conv3(coarse, 2 * coarse), 2 * coarse))
         self.head = nn.Sequential(
-            nn.Linear(16 * 4**3, 256),
+            nn.Linear(16 * 4**3 + 4 * coarse, 256),
             nn.BatchNorm1d(256),
             nn.SiLU(),
             nn.Linear(256, SIZE),
@@ -63,7 +65,9 @@ class Embedder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings; I, J and K are multiples of 8."""
         features = self.features(space_to_depth(images, (2, 2, 2)))
-        return self.head(F.adaptive_avg_pool3d(features, 4).flatten(1))
+        places = F.adaptive_avg_pool3d(self.places(features), 4).flatten(1)
+        whole = self.whole(features)
+        return self.head(torch.cat([places, whole.mean((2, 3, 4)), whole.amax((2, 3, 4))], 1))
 
 
 def _normed(convolution: nn.Module, channels: int) -> list[nn.Module]:

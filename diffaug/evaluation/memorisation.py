@@ -16,6 +16,8 @@ from diffaug.evaluation.statistics import Interval, cluster_index
 
 # Of the training cases' best matches in an independent set: above it a match is a suspected copy.
 TAU_PERCENTILE = 95.0
+# Share of honest sets of cases in which any search finds more than chance explains.
+LEVEL = 0.05
 # Of the distance from similarity 1 that the best match of all held-out cases has: nearer is a clear copy.
 CLEAR = 1 / 3
 
@@ -99,32 +101,30 @@ class Found(NamedTuple):
         clear: the one above which it is a clear copy.
         suspected: which synthetic cases are suspected `(synthetic,)`.
         clearly: which are clear copies.
-        real: which held-out cases exceed the threshold that the other held-out patients give.
+        expected: share of suspected cases among independent real ones, such as held-out ones are.
+        most: share that chance explains: more are found in 5 % of honest cases, by any search of all.
     """
 
     threshold: float
     clear: float
     suspected: NDArray[np.bool_]
     clearly: NDArray[np.bool_]
-    real: NDArray[np.bool_]
+    expected: float
+    most: float
 
 
 class Copies(NamedTuple):
-    """N_copies of Dar et al., against real cases in the place of synthetic ones.
+    """N_copies of Dar et al., beside what chance explains.
 
     Attributes:
         searches: what each search found.
         suspected: synthetic cases that any search suspects `(synthetic,)`.
         clearly: those that any search finds clearly.
-        share: of suspected cases, with its interval over synthetic cases.
-        null: share of held-out cases that any search would suspect, with its interval over patients.
     """
 
     searches: list[Found]
     suspected: NDArray[np.bool_]
     clearly: NDArray[np.bool_]
-    share: Interval
-    null: Interval
 
 
 def find_copies(
@@ -132,10 +132,11 @@ def find_copies(
 ) -> Copies:
     """Synthetic cases that are more like a training case than real cases of other patients are.
 
-    A threshold is a high percentile of the best training match of each held-out case, so that an honest
-    generator, too, has some suspected copies: as many as the null. Several searches share the allowance of
-    `100 - percentile` % among them. A match is clear where it is three times as near to similarity 1 as the
-    nearest of any held-out case.
+    The threshold of each search is the k-th largest of the held-out patients' best training matches, k chosen
+    for that percentile (the largest where there are few). An honest generator's cases are exchangeable with
+    those of held-out patients: k of n + 1 exceed the threshold on average, and of N cases a beta-binomial
+    number, whatever the distribution of similarities. A match is clear where it is three times as near to
+    similarity 1 as the nearest of any held-out case.
 
     Args:
         searches: at least one; all of the same cases.
@@ -148,45 +149,26 @@ def find_copies(
     index = cluster_index(held_out_patients)
     if index.max() < 1:
         raise DiffaugError("a threshold and its null rate need held-out cases of at least two patients")
-    percentile = 100 - (100 - percentile) / len(searches)
-    found = [_search(search, index, percentile) for search in searches]
-    suspected: NDArray[np.bool_] = np.any([one.suspected for one in found], axis=0)
+    found = [_search(search, index, percentile, LEVEL / len(searches)) for search in searches]
     return Copies(
         found,
-        suspected,
+        np.any([one.suspected for one in found], axis=0),
         np.any([one.clearly for one in found], axis=0),
-        share_interval(suspected, range(len(suspected))),
-        share_interval(np.any([one.real for one in found], axis=0), held_out_patients),
     )
 
 
-def _search(search: Search, patients: NDArray[np.intp], percentile: float) -> Found:
+def _search(search: Search, patients: NDArray[np.intp], percentile: float, level: float) -> Found:
     best, real = (_matrix(similarities).max(1) for similarities in search)
-    threshold = float(np.percentile(real, percentile))
-    without = np.array([np.percentile(real[patients != p], percentile) for p in range(patients.max() + 1)])
-    clear = float(1 - CLEAR * (1 - real.max()))
-    return Found(threshold, clear, best > threshold, best > clear, real > without[patients])
-
-
-def share_interval(found: ArrayLike, clusters: Sequence[Hashable], level: float = 0.95) -> Interval:
-    """A share with its Wilson interval (Wilson 1927), which is right near 0 and 1, too.
-
-    Cases of one cluster (patient) count as fewer: the number of cases is divided by their variance inflation
-    (Rao and Scott 1992).
-    """
-    values = np.asarray(found, float)
-    index = cluster_index(clusters)
-    sizes, hits = np.bincount(index), np.bincount(index, values)
-    count, share = len(values), float(values.mean())
-    inflation = 1.0
-    if 0 < share < 1 and len(sizes) > 1:
-        residuals = ((hits - share * sizes) ** 2).sum() * len(sizes) / (len(sizes) - 1)
-        inflation = max(1.0, float(residuals) / (count * share * (1 - share)))
-    effective = count / inflation
-    z = float(stats.norm.ppf(0.5 + level / 2))
-    centre = (share + z**2 / (2 * effective)) / (1 + z**2 / effective)
-    reach = z / (1 + z**2 / effective) * np.sqrt(share * (1 - share) / effective + (z / (2 * effective)) ** 2)
-    return Interval(share, max(0.0, float(centre - reach)), min(1.0, float(centre + reach)))
+    by_patient = np.sort([real[patients == patient].max() for patient in range(patients.max() + 1)])
+    count = len(by_patient)
+    # Less a rounding error, so that 5 % of 20 are one.
+    rank = max(1, int((1 - percentile / 100) * (count + 1) + 1e-9))
+    threshold = float(by_patient[-rank])
+    most = stats.betabinom(len(best), rank, count + 1 - rank).ppf(1 - level)
+    clear = float(1 - CLEAR * (1 - by_patient[-1]))
+    return Found(
+        threshold, clear, best > threshold, best > clear, rank / (count + 1), float(most) / len(best)
+    )
 
 
 def authenticity(

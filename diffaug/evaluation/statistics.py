@@ -195,7 +195,6 @@ def half(items: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
 
 
 def around(value: float, halves: ArrayLike, level: float = 0.95) -> Interval:
-    """A figure with the spread of its half-samples as interval."""
-    spread = np.asarray(halves, float)
-    low, high = np.quantile(spread - spread.mean(), [0.5 - level / 2, 0.5 + level / 2])
-    return Interval(value, value + float(low), value + float(high))
+    """A figure with the normal interval that the standard deviation of its half-samples gives."""
+    reach = float(stats.norm.ppf(0.5 + level / 2) * np.std(np.asarray(halves, float), ddof=1))
+    return Interval(value, value - reach, value + reach)

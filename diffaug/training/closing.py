@@ -41,20 +41,20 @@ def closing_audit(
     generator = Generator.load(output).to(device)
     try:
         build_dataset(generator, samples, cases=SAMPLES, layout="decathlon", progress=progress)
+        report = audit(
+            Part.whole(samples),
+            Part(dataset, list(subsets.train)),
+            Part(dataset, held_out),
+            private / "audit",
+            cache=private / "audit" / "cache",
+            detector=private / FILE,
+            options=Options(device=device),
+            progress=progress,
+        )
     except DiffaugError as error:
-        # A generator that learned nothing makes samples without any structure: the fit itself is finished.
+        # The fit itself is finished. One that learned nothing makes samples without any structure.
         progress.note(f"No audit: {error}")
         return
-    report = audit(
-        Part.whole(samples),
-        Part(dataset, list(subsets.train)),
-        Part(dataset, held_out),
-        private / "audit",
-        cache=private / "audit" / "cache",
-        detector=private / FILE,
-        options=Options(device=device),
-        progress=progress,
-    )
     put_on_card(output, samples, report)
     for verdict in report.verdicts:
         progress.note(f"{verdict.answer:7} {verdict.question} {verdict.found}")

@@ -218,8 +218,8 @@ def fit_generator(
         generator.card = generator.card.model_copy(update={"figures": figures})
         generator.save(output)
         _tell(figures, progress)
-        if audit:
-            close()
+    if audit:
+        decide(accelerator, close)
     accelerator.wait_for_everyone()
     # As anybody else will load it: with the weights as they were written, and their hash on the card.
     return Generator.load(output)

@@ -67,7 +67,7 @@ def write_decathlon(
         "name": root.name,
         "licence": "CC0-1.0",
         "modality": {"0": "MRI"},
-        "labels": {str(number): name for name, number in labels.items()},
+        "labels": {str(number): name for name, number in labels.items()} or {"0": "background"},
         "training": entries,
     }
     (root / "dataset.json").write_text(json.dumps(description))

@@ -13,11 +13,13 @@ from diffaug.errors import DiffaugError
 from diffaug.evaluation.embedding import (
     BLEND,
     MIRRORED,
+    SHIFTED,
     SIZE,
     Embedder,
     correlation,
     embed,
     embed_mirrored,
+    embed_shifted,
     fit_embedder,
     nt_xent,
     view,
@@ -117,6 +119,15 @@ def test_mirrored_embeddings_are_those_of_flipped_volumes(trained: Embedder, vol
     assert found.shape == (3, 7, SIZE)
     for n, axes in enumerate(MIRRORED):
         assert torch.equal(found[:, n], embed(trained, volumes[:3].flip(axes)))
+
+
+def test_shifted_embeddings_are_of_the_volume_and_of_rolled_ones(trained: Embedder, volumes: Tensor) -> None:
+    found = embed_shifted(trained, volumes[:3])
+    assert found.shape == (3, len(SHIFTED), SIZE)
+    assert len(set(SHIFTED)) == len(SHIFTED) > 1
+    assert torch.equal(found[:, 0], embed(trained, volumes[:3]))
+    for n, shift in enumerate(SHIFTED):
+        assert torch.equal(found[:, n], embed(trained, volumes[:3].roll(shift, (2, 3, 4))))
 
 
 def test_views_keep_shape_and_input_and_depend_on_the_generator(volumes: Tensor) -> None:

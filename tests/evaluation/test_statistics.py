@@ -138,6 +138,7 @@ def test_means_of_halves_spread_as_the_mean_does() -> None:
 
 
 def test_an_interval_of_halves_lies_around_the_value_not_around_them() -> None:
-    assert tuple(around(5.0, [101, 102, 103], level=1.0)) == (5.0, 4.0, 6.0)
-    assert tuple(around(5.0, [100, 102, 104, 106, 108], level=0.5)) == (5.0, 3.0, 7.0)
+    # One standard deviation, 2, on each side.
+    assert tuple(around(5.0, [100, 102, 104], level=0.6826894921)) == pytest.approx((5.0, 3.0, 7.0))
+    assert tuple(around(0.9, [0.5, 0.9, 1.0])) == pytest.approx((0.9, 0.9 - 0.5186, 0.9 + 0.5186), abs=1e-3)
     assert tuple(around(5.0, [7, 7])) == (5.0, 5.0, 5.0)
