@@ -9,7 +9,14 @@ import numpy as np
 from diffaug.audit.detector import FILE as DETECTOR
 from diffaug.audit.detector import write_detector
 from diffaug.audit.encoder import STEPS, trained_encoder
-from diffaug.audit.features import encoder_space, intensity_space, matrix_space, network_space, read_features
+from diffaug.audit.features import (
+    Space,
+    encoder_space,
+    intensity_space,
+    matrix_space,
+    network_space,
+    read_features,
+)
 from diffaug.audit.fidelity import Comparison, Sets, compare_features, compare_measures, compare_pairs
 from diffaug.audit.memorisation import list_suspects, measure_memorisation, record_copies
 from diffaug.audit.networks import check_channels, load_network
@@ -36,6 +43,7 @@ from diffaug.audit.verdicts import (
     membership_verdict,
 )
 from diffaug.audit.volumes import CaseSet, audit_grid, collect
+from diffaug.datasets.manifest import MANIFEST, read_manifest
 from diffaug.datasets.reading import Dataset, read_dataset
 from diffaug.datasets.volumes import CaseFiles
 from diffaug.errors import DatasetError, DiffaugError
@@ -49,6 +57,8 @@ PRIVATE = "private"
 # Patients of a set without which there are no intervals, and synthetic cases without which there is no
 # figure.
 FEWEST_PATIENTS, FEWEST_CASES = 8, 16
+# Correlation of raw intensities above which two scans are one.
+SAME = 0.9999
 _README = """Stays with you: these files hold scans, and an encoder that was trained on them. The next audit
 against the same scans reads them again.
 """
@@ -142,8 +152,9 @@ def audit(
     )
     encoder = trained_encoder(sets.training, cache, options.steps, options.device, progress)
     spaces = [encoder_space(encoder, sets, progress), intensity_space(sets, progress)]
+    _check_apart(spaces[1], sets)
     if network is not None and options.network is not None:
-        spaces.append(network_space(options.network[0], network, sets, progress))
+        spaces.append(network_space(options.network[0], network.to(options.device), sets, progress))
     if options.features is not None:
         spaces.append(matrix_space(options.features, sets, progress))
 
@@ -238,6 +249,13 @@ def _check(synthetic: Part, training: Part, held_out: Part) -> list[str]:
             )
         if part is not synthetic and not part.dataset.patients_given:
             notes.append(f"No patient table was given for the {role} cases: each was taken for a patient.")
+    manifest = synthetic.dataset.root / MANIFEST
+    if manifest.is_file() and read_manifest(manifest).settings.inspection is not None:
+        notes.append(
+            "Candidates that resembled a training scan were refused while this dataset was built, by a "
+            "detector "
+            "of the kind that looks for copies here: that it finds few says little about the generator."
+        )
     both = {case.patient for case in training.cases} & {case.patient for case in held_out.cases}
     named = training.dataset.patients_given == held_out.dataset.patients_given
     if both and named:
@@ -254,6 +272,22 @@ def _check(synthetic: Part, training: Part, held_out: Part) -> list[str]:
             f"the datasets have {sorted(channels)} channels: only equal numbers can be compared"
         )
     return notes
+
+
+def _check_apart(space: Space, sets: Sets) -> None:
+    """Refuse a training scan among the held-out ones: nothing would be more alike than these."""
+    same = np.argwhere(space.held_out_to_training > SAME)
+    if len(same):
+        listed = "; ".join(
+            f"{sets.held_out.names[row]} is {sets.training.names[column]}"
+            for row, column in same[:5].tolist()
+        )
+        raise DatasetError(
+            [
+                f"{len(same)} held-out scans are training scans, too ({listed}): take them out of one of "
+                f"the sets"
+            ]
+        )
 
 
 def _labelled(cases: CaseSet, name: str) -> bool:

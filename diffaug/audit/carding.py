@@ -35,16 +35,17 @@ def check_card(generator: Path, synthetic: Path) -> None:
 
 def put_on_card(generator: Path, synthetic: Path, report: Report) -> Card:
     """Write the answers of an audit on a generator's card; figures stay in the report."""
-    inspected = read_manifest(synthetic / MANIFEST).settings.inspection is not None
+    settings = read_manifest(synthetic / MANIFEST).settings
     card = read_card(generator / "card.json").model_copy(
         update={
             "audit": Audit(
                 answer=report.answer,
+                weights=settings.generator.weights,
                 verdicts=[
                     AuditAnswer(question=v.question, answer=v.answer, found=v.found) for v in report.verdicts
                 ],
                 samples=report.synthetic.cases,
-                rejection=inspected,
+                rejection=settings.inspection is not None,
                 training=report.training.cases,
                 held_out=report.held_out.cases,
                 version=report.version,

@@ -105,9 +105,11 @@ def intensity_space(sets: Sets, progress: Progress) -> Space:
 def network_space(name: str, network: nn.Module, sets: Sets, progress: Progress) -> Space:
     """A user's network that maps standardised volumes to features `(B, D)`."""
 
+    device = next(network.parameters()).device
+
     @torch.no_grad()
     def features(volumes: Tensor) -> Tensor:
-        return network(volumes).flatten(1).float()
+        return network(volumes.to(device)).flatten(1).float().cpu()
 
     title = f"{name} with your weights"
     return _volume_space("network", title, sets, features, {"": lambda v: features(v)[:, None]}, progress)

@@ -23,13 +23,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Suspected copies that are shown; the JSON lists all.
-MOST_SHOWN = 12
+MOST_SHOWN = 40
 COLOURS = {"synthetic": "#d55e00", "training": "#0072b2", "held-out": "#009e73"}
 WORDS = {"pass": "Pass", "unclear": "Unclear", "fail": "Fail"}
-SUMMARIES = {
-    "pass": "No question failed. That is evidence, not proof: see what an audit cannot show.",
-    "unclear": "Nothing failed, but some questions have no clear answer: see below which, and why.",
-    "fail": "At least one question failed. Do not share the data for what that question is about.",
+PRIVACY = {
+    "pass": "Nothing was found that speaks against sharing. That is evidence, not proof: see the last "
+    "section.",
+    "unclear": "Nothing speaks against sharing so far, but with so few held-out patients that says little.",
+    "fail": "Do not share this data: it holds, or gives away, scans that trained the generator.",
+}
+USE = {
+    "pass": "The samples are as true to life, and as varied, as scans, by what was measured.",
+    "unclear": "The samples differ from scans in something: see below in what, and whether it matters to "
+    "you.",
+    "fail": "Do not train on this data before you have looked at what differs.",
 }
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem; margin: 2rem auto;
@@ -81,11 +88,13 @@ def write_page(
 
 def _head(report: Report) -> str:
     cases = f"{report.synthetic.cases} synthetic cases"
+    privacy, use = report.answer_about("privacy"), report.answer_about("use")
     return (
         f"<h1>Audit of {escape(report.synthetic.name)}</h1>\n<p>{cases}, compared with "
         f"{report.training.cases} scans that trained their generator and {report.held_out.cases} scans of "
         "other "
-        f'patients.</p>\n<div class="box">{_answer(report.answer)} {SUMMARIES[report.answer]}</div>'
+        f'patients.</p>\n<div class="box"><p>{_answer(privacy)} <b>Privacy.</b> {PRIVACY[privacy]}</p>'
+        f"<p>{_answer(use)} <b>Use.</b> {USE[use]}</p></div>"
         '<p class="small">This page and report.json name real scans and show those that suspected copies '
         "resemble: they stay with those who may see these scans.</p>"
     )

@@ -1,5 +1,6 @@
 """What an audit finds, as it is written to JSON."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -158,9 +159,11 @@ class Utility(_Part):
 
 
 class Verdict(_Part):
-    """A plain answer: the question, what was found, the threshold, and pass, unclear or fail."""
+    """A plain answer: the question, what it is about, what was found, the threshold, and pass, unclear or
+    fail."""
 
     question: str
+    about: Literal["privacy", "use"]
     answer: Answer
     found: str
     threshold: str
@@ -188,8 +191,16 @@ class Report(_Part):
     @property
     def answer(self) -> Answer:
         """The worst of the verdicts."""
-        answers = {verdict.answer for verdict in self.verdicts}
-        return "fail" if "fail" in answers else "unclear" if "unclear" in answers else "pass"
+        return worst([verdict.answer for verdict in self.verdicts])
+
+    def answer_about(self, about: Literal["privacy", "use"]) -> Answer:
+        """The worst of the verdicts about privacy, or about the use of the data."""
+        return worst([verdict.answer for verdict in self.verdicts if verdict.about == about])
+
+
+def worst(answers: Sequence[Answer]) -> Answer:
+    """The least good of some answers."""
+    return "fail" if "fail" in answers else "unclear" if "unclear" in answers else "pass"
 
 
 def _short(value: float) -> str:

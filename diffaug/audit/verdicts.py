@@ -11,6 +11,7 @@ from diffaug.audit.record import (
     PairSimilarity,
     SpaceReport,
     Verdict,
+    worst,
 )
 
 # Largest upper bound of the balance, and of an attacker's area under the curve, that passes.
@@ -53,6 +54,7 @@ def copy_verdict(copies: CopyRecord, samples: int) -> Verdict:
     )
     return Verdict(
         question="Are there copies of training scans among the samples?",
+        about="privacy",
         answer=answer,
         found=f"{copies.clear_copies} clear copies; {copies.copies} of {samples} samples are suspected: "
         f"{found}",
@@ -72,7 +74,8 @@ def balance_verdict(memorisation: Sequence[tuple[str, Memorisation]]) -> Verdict
     first = memorisation[0][1]
     return Verdict(
         question="Do the samples lie nearer to the training scans than to others?",
-        answer=_worst(answers),
+        about="privacy",
+        answer=worst(answers),
         found="; ".join(f"{_percent(found.balance)} by {title}" for title, found in memorisation)
         + f" are nearer to training scans, of {first.balance_cases:.0f} on each side; nothing but copies "
         f"would "
@@ -89,7 +92,8 @@ def membership_verdict(memorisation: Sequence[tuple[str, Memorisation]]) -> Verd
     figures = [(title, found.membership_auc) for title, found in memorisation]
     return Verdict(
         question="Can somebody who holds a scan tell from the samples whether it was used for training?",
-        answer=_worst([_chance(figure, MOST_AUC) for _, figure in figures]),
+        about="privacy",
+        answer=worst([_chance(figure, MOST_AUC) for _, figure in figures]),
         found="; ".join(f"area under the curve {figure} by {title}" for title, figure in figures),
         threshold=f"0.5 is guessing; pass: the interval does not lie above 0.5 and ends at {MOST_AUC:.2f} "
         "or less; fail: it "
@@ -124,7 +128,8 @@ def fidelity_verdict(spaces: Sequence[SpaceReport], measures: Mapping[str, Besid
     )
     return Verdict(
         question="Do the samples look like scans?",
-        answer=_worst(answers),
+        about="use",
+        answer=worst(answers),
         found="; ".join(words),
         threshold=f"pass: precision {ENOUGH:.0%} of real scans' or more, Frechet distance and change "
         f"between slices at most {NEAR:g} times "
@@ -146,7 +151,8 @@ def diversity_verdict(spaces: Sequence[SpaceReport], similarity: PairSimilarity)
         answers.append("unclear")
     return Verdict(
         question="Are the samples as varied as scans?",
-        answer=_worst(answers),
+        about="use",
+        answer=worst(answers),
         found="; ".join(
             f"by {space.title} coverage {c.synthetic.value:.2f} (real {c.real.value:.2f})"
             for space, c in zip(spaces, coverages, strict=True)
@@ -165,17 +171,14 @@ def label_verdict(measures: Mapping[str, Beside]) -> Verdict | None:
         return None
     return Verdict(
         question="Are the labelled structures as large as in scans?",
-        answer=_worst([_close(beside) for beside in volumes.values()]),
+        about="use",
+        answer=worst([_close(beside) for beside in volumes.values()]),
         found="KS distance of volumes: "
         + "; ".join(
             f"{name} {b.synthetic.value:.2f} (real {b.real.value:.2f})" for name, b in volumes.items()
         ),
         threshold=f"pass: at most {CLOSE} above real scans'; fail: more than {APART} above",
     )
-
-
-def _worst(answers: Sequence[Answer]) -> Answer:
-    return "fail" if "fail" in answers else "unclear" if "unclear" in answers else "pass"
 
 
 def _chance(figure: Figure, most: float) -> Answer:

@@ -38,6 +38,16 @@ def audit(
         list[str] | None,
         typer.Option(help="Only this subset of the split, validation or test; may be repeated."),
     ] = None,
+    split: Annotated[
+        Path | None,
+        typer.Option(
+            **_FILE,
+            help="JSON file: case names of train, validation, test; of a fit that drew its own, "
+            "splits.json in "
+            "its private folder.",
+            show_default="splits.json in each dataset, if any",
+        ),
+    ] = None,
     patients: Annotated[
         Path | None,
         typer.Option(
@@ -102,7 +112,7 @@ def audit(
         raise typer.BadParameter("--network and --network-weights go together: give both, or none")
     if card is not None:
         check_card(card, synthetic)
-    training = read_dataset(train, patients=patients)
+    training = read_dataset(train, patients=patients, split=split)
     others = training if holdout is None else read_dataset(holdout, patients=patients)
     progress = Progress()
     report = run(

@@ -53,6 +53,7 @@ def check_arguments(
     label_mapping: Mapping[int, int] | None,
     allow_label_drift: bool,
     batch_size: int,
+    inspected: bool = False,
 ) -> None:
     """Raise DiffaugError for arguments of `build_dataset` that are out of range or contradict each other."""
     for name, value, least in (("cases", cases, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
@@ -67,6 +68,12 @@ def check_arguments(
     if verb == "sample" and (source is not None or label_mapping):
         raise DiffaugError(
             "sample makes cases from nothing: leave out source and label_mapping, or choose paint or vary"
+        )
+    if verb == "vary" and inspected:
+        raise DiffaugError(
+            "vary makes cases that resemble their sources, as it should: leave inspector out "
+            "(--reject-copies), "
+            "or choose sample or paint"
         )
     _check_labels(generator, verb, label_mapping, allow_label_drift)
     if verb != "sample" and source is None:

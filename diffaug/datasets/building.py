@@ -158,6 +158,7 @@ def build_dataset(
         label_mapping=label_mapping,
         allow_label_drift=allow_label_drift,
         batch_size=batch_size,
+        inspected=inspector is not None,
     )
     LAYOUTS[layout].check_folder(output.absolute())
     sources = find_sources(verb, source, cases, generator.card.channels, with_labels=allow_label_drift)

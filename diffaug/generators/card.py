@@ -110,6 +110,7 @@ class Audit(_Part):
 
     Attributes:
         answer: the worst of the verdicts.
+        weights: hash of the weights that made the samples; with others on the card it does not count.
         verdicts: question by question.
         samples: number of synthetic cases, and `rejection` whether copies had been refused among them.
         training: real cases that they were compared with.
@@ -118,6 +119,7 @@ class Audit(_Part):
     """
 
     answer: Literal["pass", "unclear", "fail"]
+    weights: str
     verdicts: list[AuditAnswer]
     samples: int
     rejection: bool
@@ -224,7 +226,11 @@ class Card(_Part):
         if self.audit is None:
             return f"{self.name} has no audit on its card: whether it copies its training scans is unknown"
         failed = [verdict.question for verdict in self.audit.verdicts if verdict.answer == "fail"]
-        return f"{self.name} failed its audit: {' '.join(failed)}" if failed else None
+        if failed:
+            return f"{self.name} failed its audit: {' '.join(failed)}"
+        if self.audit.rejection:
+            return f"{self.name} was audited with --reject-copies alone: build with it, too"
+        return None
 
     def to_grid(self) -> Grid:
         """The grid as geometry."""

@@ -120,6 +120,9 @@ class Generator:
         self.card = self.card.model_copy(
             update={"files": {name: sha256_file(folder / name) for name in files}}
         )
+        if self.card.audit is not None and self.card.audit.weights != self.weights_hash:
+            # It was of other weights.
+            self.card = self.card.model_copy(update={"audit": None})
         atomic_write_json(folder / "plan.json", self.plan)
         atomic_write_json(folder / "card.json", card_json(self.card))
 

@@ -202,6 +202,10 @@ def fit_generator(
         atomic_write_text(private / "README.txt", _README)
         if not saved_plan.exists():
             atomic_write_text(saved_plan, settled.model_dump_json(indent=2) + "\n")
+        # The split that was drawn, for an audit.
+        names = {name: [case.name for case in getattr(subsets, name)] for name in ("train", "validation")}
+        if dataset.split is None:
+            atomic_write_json(private / "splits.json", names)
         sidecar = private / "training_scans.json"
         if not sidecar.exists():
             atomic_write_json(sidecar, record_training_scans(subsets.train, progress))

@@ -305,3 +305,18 @@ def test_a_damaged_scan_leaves_no_report_and_is_named(world: World, tmp_path: Pa
         audit(part(tmp_path / "Damaged"), world.training, world.held_out, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("report*"))
     assert not list((tmp_path / "out").rglob("*.npy"))
+
+
+def test_a_training_scan_among_the_held_out_ones_is_refused(world: World, tmp_path: Path) -> None:
+    """It would set the threshold for copies to the largest similarity that there is."""
+    training, held_out = world.training, world.held_out
+    doubled = dataclasses.replace(training.cases[0], name="twin", patient="somebody else")
+    with pytest.raises(DatasetError, match=rf"1 held-out scans .* \(twin is {training.cases[0].name}\)"):
+        audit(
+            Part.whole(world.honest),
+            training,
+            Part(held_out.dataset, [*held_out.cases, doubled]),
+            tmp_path / "report",
+            options=Options(steps=2),
+        )
+    assert not (tmp_path / "report" / "report.json").exists()

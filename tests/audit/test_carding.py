@@ -29,7 +29,8 @@ def samples(tiny_generator_folder: Path, tmp_path: Path) -> Path:
 def report(*answers: Any) -> Any:
     """As much of a report as a card takes."""
     verdicts = [
-        Verdict(question=f"{n}?", answer=a, found="this", threshold="that") for n, a in enumerate(answers)
+        Verdict(question=f"{n}?", about="privacy", answer=a, found="this", threshold="that")
+        for n, a in enumerate(answers)
     ]
     sizes = {
         role: SimpleNamespace(cases=n) for role, n in (("synthetic", 2), ("training", 5), ("held_out", 3))
@@ -51,6 +52,31 @@ def test_the_card_holds_the_answers_and_nothing_else_changes(
     assert card.model_copy(update={"audit": None}) == before
     assert card.audit_note == "tiny failed its audit: 1?"
     assert Generator.load(folder).card.audit == card.audit
+
+
+def test_an_audit_does_not_outlive_the_weights(
+    tiny_generator_folder: Path, samples: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny_generator_folder, folder)
+    put_on_card(folder, samples, report("pass"))
+    generator = Generator.load(folder)
+    generator.save(tmp_path / "same")
+    assert read_card(tmp_path / "same" / "card.json").audit == generator.card.audit
+    generator.model.load_state_dict(make_tiny_generator(seed=1).model.state_dict())
+    generator.save(tmp_path / "other")
+    assert read_card(tmp_path / "other" / "card.json").audit is None
+
+
+def test_an_audit_of_inspected_samples_says_so(
+    tiny_generator_folder: Path, samples: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny_generator_folder, folder)
+    card = put_on_card(folder, samples, report("pass"))
+    assert card.audit is not None
+    inspected = card.model_copy(update={"audit": card.audit.model_copy(update={"rejection": True})})
+    assert inspected.audit_note == "tiny was audited with --reject-copies alone: build with it, too"
 
 
 def test_a_card_without_an_audit_says_so(tiny_generator_folder: Path) -> None:

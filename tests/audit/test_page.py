@@ -78,7 +78,9 @@ def test_every_verdict_is_there_with_its_reasons(page: str, leaky: Audited) -> N
             f'<span class="{verdict.answer}">{WORDS[verdict.answer]}</span></td><td>{row}'
             f"<td>{escape(verdict.threshold)}" in page
         )
-    assert f'<div class="box"><span class="{leaky.report.answer}">' in page
+    for about, name in (("privacy", "Privacy"), ("use", "Use")):
+        answer = leaky.report.answer_about(about)
+        assert f'<span class="{answer}">{answer.title()}</span> <b>{name}.</b>' in page
     for limit in LIMITS:
         assert escape(limit) in page
 

@@ -142,3 +142,10 @@ def test_without_an_inspection_the_dataset_says_so(tiny_generator: Generator, tm
     text = (tmp_path / "d" / "README.md").read_text()
     assert "Candidates were not inspected for copies" in text
     assert "Audit of the generator: none" in text
+
+
+def test_variations_are_not_inspected(tiny_generator: Generator, tmp_path: Path) -> None:
+    with pytest.raises(DiffaugError, match="vary makes cases that resemble their sources"):
+        build_dataset(
+            tiny_generator, tmp_path / "d", cases=1, verb="vary", source=tmp_path, inspector=Dark(0), **FAST
+        )
