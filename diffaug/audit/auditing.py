@@ -151,7 +151,10 @@ def audit(
         )
     )
     encoder = trained_encoder(sets.training, cache, options.steps, options.device, progress)
-    spaces = [encoder_space(encoder, sets, progress), intensity_space(sets, progress)]
+    balanced = trained_encoder(
+        sets.training, cache, options.steps, options.device, progress, held_out=sets.held_out
+    )
+    spaces = [encoder_space(encoder, sets, progress, balanced), intensity_space(sets, progress)]
     _check_apart(spaces[1], sets)
     if network is not None and options.network is not None:
         spaces.append(network_space(options.network[0], network.to(options.device), sets, progress))
@@ -191,7 +194,8 @@ def audit(
         training=_record(training, sets.training),
         held_out=_record(held_out, sets.held_out),
         grid=GridRecord(orientation=grid.orientation, spacing=grid.spacing, shape=grid.shape),
-        encoder=f"{options.steps} steps of NT-Xent on {len(sets.training)} training cases",
+        encoder=f"{options.steps} steps of NT-Xent on {len(sets.training)} training cases; for balance and "
+        "membership on the held-out ones, too",
         verdicts=_verdicts(copy_record, space_reports, measures, similarity, len(sets.synthetic)),
         copies=copy_record,
         spaces=space_reports,

@@ -1,6 +1,7 @@
-"""The contrastive encoder of an audit, trained once for a training set and kept."""
+"""The contrastive encoders of an audit, each trained once and kept."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,20 +17,44 @@ STEPS = 1000
 FORMAT = 2
 
 
-def trained_encoder(training: CaseSet, folder: Path, steps: int, device: str, progress: Progress) -> Embedder:
-    """An encoder trained on the training cases, or the one that an earlier audit kept in `folder`."""
-    key = hashlib.sha256(
-        f"{FORMAT} {SIZE} {steps} {training.files} {training.patients}".encode()
-    ).hexdigest()[:16]
+def trained_encoder(
+    training: CaseSet,
+    folder: Path,
+    steps: int,
+    device: str,
+    progress: Progress,
+    held_out: CaseSet | None = None,
+) -> Embedder:
+    """An encoder trained on real cases, or the one that an earlier audit kept in `folder`.
+
+    Args:
+        training: the training cases.
+        folder: where it is kept.
+        steps: gradient steps.
+        device: such as "cpu" or "cuda".
+        progress: where to show it.
+        held_out: trained on, too. Cases that an encoder has seen lie apart from each other, so one that has
+            seen one side alone takes samples for nearer to the other.
+    """
+    sides = [training] if held_out is None else [training, held_out]
+    patients = [(number, patient) for number, side in enumerate(sides) for patient in side.patients]
+    identity = f"{FORMAT} {SIZE} {steps} {[side.files for side in sides]} {patients}"
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     file = folder / f"encoder-{key}.safetensors"
+
+    def cases(rows: Sequence[int]) -> torch.Tensor:
+        count = len(training)
+        volumes = [
+            training.batch([row]) if row < count or held_out is None else held_out.batch([row - count])
+            for row in rows
+        ]
+        return torch.cat(volumes).to(device)
+
     if not file.exists():
-        with progress.task("training the encoder", total=steps) as task:
+        title = "training the encoder" + ("" if held_out is None else " of both sides")
+        with progress.task(title, total=steps) as task:
             model = fit_embedder(
-                lambda rows: training.batch(rows).to(device),
-                training.patients,
-                steps=steps,
-                seed=0,
-                on_step=lambda _, loss: task.advance(loss=loss),
+                cases, patients, steps=steps, seed=0, on_step=lambda _, loss: task.advance(loss=loss)
             )
         with atomic_path(file) as temporary:
             save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)

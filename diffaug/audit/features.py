@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffaug.audit.fidelity import Sets
+from diffaug.audit.volumes import CaseSet
 from diffaug.errors import DiffaugError
 from diffaug.evaluation.embedding import MIRRORED, SHIFTED, Embedder, embed, embed_mirrored, embed_shifted
 from diffaug.evaluation.memorisation import Search
@@ -59,6 +60,9 @@ class Space:
         synthetic_to_held_out: similarities.
         held_out_to_training: similarities.
         training_to_training: similarities.
+        balance_to_training: similarities of synthetic cases by features that have seen training and held-out
+            cases alike.
+        balance_to_held_out: the same, to held-out cases.
         searches: for copies; by the largest similarity of shifted cases, and in a search of its own of
             mirrored ones, of which an encoder sees few and takes many for the same training cases.
     """
@@ -72,18 +76,42 @@ class Space:
     synthetic_to_held_out: Matrix
     held_out_to_training: Matrix
     training_to_training: Matrix
+    balance_to_training: Matrix
+    balance_to_held_out: Matrix
     searches: list[NamedSearch]
 
 
-def encoder_space(model: Embedder, sets: Sets, progress: Progress) -> Space:
-    """The contrastive encoder's space."""
+def encoder_space(model: Embedder, sets: Sets, progress: Progress, balanced: Embedder | None = None) -> Space:
+    """The contrastive encoder's space.
+
+    Args:
+        model: trained on the training cases, so that held-out and synthetic ones are as new to it.
+        balanced: trained on training and held-out cases alike; `model` itself unless given.
+    """
     device = next(model.parameters()).device
 
     def on_device(function: Callable[[Embedder, Tensor], Tensor]) -> _OfVolumes:
         return lambda volumes: function(model, volumes.to(device)).cpu()
 
     views = {"": on_device(embed_shifted), MIRROR: on_device(embed_mirrored)}
-    return _volume_space("encoder", "contrastive encoder", sets, on_device(embed), views, progress)
+    space = _volume_space("encoder", "contrastive encoder", sets, on_device(embed), views, progress)
+    if balanced is None:
+        return space
+    synthetic, training, held_out = (_embedded(balanced, cases, device) for cases in sets)
+    return replace(
+        space,
+        balance_to_training=_correlations(synthetic, training),
+        balance_to_held_out=_correlations(synthetic, held_out),
+    )
+
+
+def _embedded(model: Embedder, cases: CaseSet, device: torch.device) -> Tensor:
+    """Embeddings of all cases, as standard rows."""
+    starts = range(0, len(cases), BATCH)
+    found = [
+        embed(model, cases.batch(range(start, min(start + BATCH, len(cases)))).to(device)) for start in starts
+    ]
+    return _standard(torch.cat(found).cpu())
 
 
 def intensity_space(sets: Sets, progress: Progress) -> Space:
@@ -105,7 +133,7 @@ def intensity_space(sets: Sets, progress: Progress) -> Space:
 def network_space(name: str, network: nn.Module, sets: Sets, progress: Progress) -> Space:
     """A user's network that maps standardised volumes to features `(B, D)`."""
 
-    device = next(network.parameters()).device
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
 
     @torch.no_grad()
     def features(volumes: Tensor) -> Tensor:
@@ -206,16 +234,20 @@ def _space(
         found = [(_standard(view(number, rows)) @ standard.T).amax(1) for rows in batches(number)]
         return _numbers(torch.cat(found).clamp(-1, 1))
 
+    to_training = _correlations(_standard(synthetic), standard)
+    to_held_out = _correlations(_standard(synthetic), _standard(held_out))
     return Space(
         name,
         title,
         _numbers(synthetic),
         _numbers(training),
         _numbers(held_out),
-        _correlations(_standard(synthetic), standard),
-        _correlations(_standard(synthetic), _standard(held_out)),
+        to_training,
+        to_held_out,
         _correlations(_standard(held_out), standard),
         _correlations(standard, standard),
+        to_training,
+        to_held_out,
         [
             NamedSearch(
                 name + suffix, title + suffix, Search(largest(view, SYNTHETIC), largest(view, HELD_OUT))

@@ -24,14 +24,14 @@ def measure_memorisation(space: Space, sets: Sets, seed: int = 0) -> Memorisatio
         space.synthetic_to_training.T, space.held_out_to_training.T, held_out, seed=seed
     )
     found = balance(
-        1 - space.synthetic_to_training, 1 - space.synthetic_to_held_out, training, held_out, seed=seed
+        1 - space.balance_to_training, 1 - space.balance_to_held_out, training, held_out, seed=seed
     )
     own = 1 - space.training_to_training
     queries = {"share": 1 - space.synthetic_to_training, "null": 1 - space.held_out_to_training}
     authentic = {name: float(authenticity(d, own, training).mean()) for name, d in queries.items()}
     ratios = {name: float(np.median(neighbour_ratios(d, training))) for name, d in queries.items()}
     auc = membership_auc(
-        1 - space.synthetic_to_training.T, 1 - space.synthetic_to_held_out.T, training, held_out, seed=seed
+        1 - space.balance_to_training.T, 1 - space.balance_to_held_out.T, training, held_out, seed=seed
     )
     return Memorisation(
         tau=memorised.threshold,

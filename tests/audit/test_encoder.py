@@ -69,7 +69,17 @@ def test_other_patients_of_the_same_scans_are_another_encoder(
     encoder(training, tmp_path)
     pairs = tuple(f"P{number // 2}" for number in range(9))
     encoder(dataclasses.replace(training, patients=pairs), tmp_path)
-    assert fitted == [training.patients, pairs]
+    assert [[patient for _, patient in seen] for seen in fitted] == [list(training.patients), list(pairs)]
+
+
+def test_an_encoder_of_both_sides_sees_held_out_cases_as_other_patients(
+    training: CaseSet, fitted: list[Sequence[str]], tmp_path: Path
+) -> None:
+    held_out = dataclasses.replace(training, files="others")
+    balanced = trained_encoder(training, tmp_path, 2, "cpu", Progress(quiet=True), held_out=held_out)
+    alone = encoder(training, tmp_path)
+    assert len(set(fitted[0])) == 18, "patients of equal names are two where no table is shared"
+    assert not torch.equal(balanced.state_dict()["head.0.weight"], alone.state_dict()["head.0.weight"])
 
 
 def test_an_interrupted_training_leaves_nothing_behind(

@@ -24,7 +24,7 @@ def page(leaky: Audited) -> str:
 
 def written(report: Report, path: Path) -> str:
     """The page of a report, with figures of made-up cases."""
-    sets = standard_sets()
+    sets = standard_sets(MOST_SHOWN + 4, MOST_SHOWN + 4, 12)
     write_page(report, [intensity_space(sets, Progress(quiet=True))], sets, [], path)
     return path.read_text(encoding="utf-8")
 
