@@ -95,7 +95,7 @@ def fit_generator(
         name, mirror_axes, seed: given beside a plan that says otherwise they are an error. Default: the
             output folder's name, the preset's or none, and 0. mirror_axes are grid axes (0 left-right, 1
             posterior-anterior, 2 inferior-superior) along which a mirrored case is still a plausible one.
-        audit: whether to end with an audit of 100 samples (about six minutes on two cores for the
+        audit: whether to end with an audit of 100 samples (about ten minutes on two cores for the
             hippocampus), where at least eight training and eight held-out patients are there.
         device: "cpu" keeps a GPU out of it; otherwise accelerate's choice (the GPU where there is one).
 
