@@ -22,7 +22,8 @@ from cases import Cases
 from figures import segmenter_dice
 
 from diffaug.audit.auditing import Part, audit
-from diffaug.audit.detector import FILE, inspect_by
+from diffaug.audit.detector import FILE
+from diffaug.audit.inspection import inspect_by
 from diffaug.audit.record import Report
 from diffaug.datasets.building import build_dataset
 from diffaug.datasets.reading import read_dataset

@@ -17,7 +17,7 @@ from diffaug.audit.features import (
     network_space,
     read_features,
 )
-from diffaug.audit.fidelity import Comparison, Sets, compare_features, compare_measures, compare_pairs
+from diffaug.audit.fidelity import Comparison, compare_features, compare_measures, compare_pairs
 from diffaug.audit.memorisation import list_suspects, measure_memorisation, record_copies
 from diffaug.audit.networks import check_channels, load_network
 from diffaug.audit.page import write_page
@@ -25,7 +25,6 @@ from diffaug.audit.record import (
     Beside,
     CopyRecord,
     Figure,
-    GridRecord,
     PairSimilarity,
     Report,
     SetRecord,
@@ -42,13 +41,14 @@ from diffaug.audit.verdicts import (
     label_verdict,
     membership_verdict,
 )
-from diffaug.audit.volumes import CaseSet, audit_grid, collect
+from diffaug.audit.volumes import CaseSet, Sets, audit_grid, collect
 from diffaug.datasets.manifest import MANIFEST, read_manifest
 from diffaug.datasets.reading import Dataset, read_dataset
 from diffaug.datasets.volumes import CaseFiles
 from diffaug.errors import DatasetError, DiffaugError
 from diffaug.evaluation.memorisation import find_copies
 from diffaug.files import atomic_write_text
+from diffaug.generators.card import CardGrid
 from diffaug.generators.grid import Grid
 from diffaug.progress import Progress
 from diffaug.version import __version__
@@ -88,6 +88,7 @@ class Options:
         utility: whether segmenters are trained, which takes an hour.
         steps: gradient steps of the encoder.
         device: such as "cpu" or "cuda".
+        notes: sentences about the sets that the report repeats.
     """
 
     features: Path | None = None
@@ -193,7 +194,7 @@ def audit(
         synthetic=_record(synthetic, sets.synthetic),
         training=_record(training, sets.training),
         held_out=_record(held_out, sets.held_out),
-        grid=GridRecord(orientation=grid.orientation, spacing=grid.spacing, shape=grid.shape),
+        grid=CardGrid.of(grid),
         encoder=f"{options.steps} steps of NT-Xent on {len(sets.training)} training cases; for balance and "
         "membership on the held-out ones, too",
         verdicts=_verdicts(copy_record, space_reports, measures, similarity, len(sets.synthetic)),
@@ -257,8 +258,8 @@ def _check(synthetic: Part, training: Part, held_out: Part) -> list[str]:
     if manifest.is_file() and read_manifest(manifest).settings.inspection is not None:
         notes.append(
             "Candidates that resembled a training scan were refused while this dataset was built, by a "
-            "detector "
-            "of the kind that looks for copies here: that it finds few says little about the generator."
+            "detector of the kind that looks for copies here: that it finds few says little about the "
+            "generator."
         )
     both = {case.patient for case in training.cases} & {case.patient for case in held_out.cases}
     named = training.dataset.patients_given == held_out.dataset.patients_given
@@ -266,8 +267,8 @@ def _check(synthetic: Part, training: Part, held_out: Part) -> list[str]:
         raise DatasetError(
             [
                 f"{len(both)} patients are among the training and the held-out cases, such as "
-                f"{sorted(both)[0]}: "
-                "held-out cases must be of others (is it another patient by the same name? Rename one)"
+                f"{sorted(both)[0]}: held-out cases must be of others (is it another patient by the same "
+                "name? Rename one)"
             ]
         )
     channels = {len(part.dataset.channels) for part in (synthetic, training, held_out)}

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffaug.audit.fidelity import Sets
-from diffaug.audit.volumes import CaseSet
+from diffaug.audit.volumes import CaseSet, Sets
 from diffaug.errors import DiffaugError
 from diffaug.evaluation.embedding import MIRRORED, SHIFTED, Embedder, embed, embed_mirrored, embed_shifted
 from diffaug.evaluation.memorisation import Search

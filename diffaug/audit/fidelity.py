@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffaug.audit.volumes import CaseSet
+from diffaug.audit.volumes import CaseSet, Sets
 from diffaug.evaluation.distributions import (
     MOST_COMPONENTS,
     NEIGHBOURS,
@@ -48,14 +48,6 @@ class Comparison(NamedTuple):
 
     synthetic: Interval
     real: Interval
-
-
-class Sets(NamedTuple):
-    """The three sets of an audit."""
-
-    synthetic: CaseSet
-    training: CaseSet
-    held_out: CaseSet
 
 
 def compare_features(

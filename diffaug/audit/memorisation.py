@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffaug.audit.features import NamedSearch, Space
-from diffaug.audit.fidelity import Sets
 from diffaug.audit.record import CopyRecord, Figure, Memorisation, SearchRecord, Suspect
+from diffaug.audit.volumes import Sets
 from diffaug.evaluation.balance import balance
 from diffaug.evaluation.memorisation import (
     Copies,

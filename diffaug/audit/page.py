@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffaug.audit.features import Space
-from diffaug.audit.fidelity import Sets
 from diffaug.audit.record import Beside, CopyRecord, Report, SetRecord, Suspect
 from diffaug.audit.record import Figure as Interval
 from diffaug.audit.verdicts import LIMITS
-from diffaug.audit.volumes import LEVELS, CaseSet
+from diffaug.audit.volumes import LEVELS, CaseSet, Sets
 from diffaug.evaluation.distributions import principal_components
 from diffaug.files import atomic_write_text
 

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from diffaug.evaluation.statistics import Interval
+from diffaug.generators.card import CardGrid
 
 Answer = Literal["pass", "unclear", "fail"]
 
@@ -140,14 +141,6 @@ class SetRecord(_Part):
     files: str
 
 
-class GridRecord(_Part):
-    """The grid on which cases were compared: axis codes, mm and voxels."""
-
-    orientation: tuple[str, str, str]
-    spacing: tuple[float, float, float]
-    shape: tuple[int, int, int]
-
-
 class Utility(_Part):
     """Mean Dice of a reference U-Net, by the cases that trained it and those it was tested on."""
 
@@ -177,7 +170,7 @@ class Report(_Part):
     synthetic: SetRecord
     training: SetRecord
     held_out: SetRecord
-    grid: GridRecord
+    grid: CardGrid
     encoder: str
     verdicts: list[Verdict]
     copies: CopyRecord

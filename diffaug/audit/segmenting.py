@@ -13,13 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffaug.audit.record import GridRecord
 from diffaug.audit.volumes import on_grid
 from diffaug.datasets.writing import Made
 from diffaug.errors import DiffaugError
 from diffaug.evaluation.overlap import dice
 from diffaug.evaluation.segmenter import Segmenter, predict
 from diffaug.files import atomic_path, sha256_file
+from diffaug.generators.card import CardGrid
 from diffaug.generators.grid import Grid, place
 
 # Of the Dice of held-out real cases: below it a label does not fit.
@@ -35,8 +35,7 @@ class SegmenterRecord(BaseModel):
     format: Literal[1] = 1
     labels: list[str]
     channels: int
-    grid: GridRecord
-    outside: Literal["mirror", "background"]
+    grid: CardGrid
     least: float
 
 
@@ -47,8 +46,7 @@ def write_segmenter(
     record = SegmenterRecord(
         labels=labels,
         channels=channels,
-        grid=GridRecord(orientation=grid.orientation, spacing=grid.spacing, shape=grid.shape),
-        outside=grid.outside,
+        grid=CardGrid.of(grid),
         least=float(np.percentile(scores, LEAST_PERCENTILE)),
     )
     with atomic_path(path) as temporary:
@@ -126,10 +124,9 @@ def read_judge(path: Path, labels: Mapping[int, str]) -> LabelJudge:
             f"{', '.join(by_name) or 'none'}: "
             "give a segmenter of these labels"
         )
-    own = record.grid
     return LabelJudge(
         model.eval().requires_grad_(False),
-        Grid(own.orientation, own.spacing, own.shape, record.outside),
+        record.grid.to_grid(),
         tuple(by_name[name] for name in record.labels),
         record.least,
         sha256_file(path),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -62,6 +62,14 @@ class CaseSet:
     def batch(self, rows: Sequence[int]) -> torch.Tensor:
         """Standardised volumes `(B, C, I, J, K)`, float32."""
         return torch.from_numpy(np.asarray(self.images[list(rows)], dtype=np.float32))
+
+
+class Sets(NamedTuple):
+    """The three sets of an audit."""
+
+    synthetic: CaseSet
+    training: CaseSet
+    held_out: CaseSet
 
 
 def audit_grid(synthetic: Dataset) -> Grid:

@@ -43,8 +43,7 @@ def audit(
         typer.Option(
             **_FILE,
             help="JSON file: case names of train, validation, test; of a fit that drew its own, "
-            "splits.json in "
-            "its private folder.",
+            "splits.json in its private folder.",
             show_default="splits.json in each dataset, if any",
         ),
     ] = None,

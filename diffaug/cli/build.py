@@ -142,7 +142,7 @@ def build(
         progress.note(note)
     inspector = None
     if reject_copies:
-        from diffaug.audit.detector import find_detector, inspect_by
+        from diffaug.audit.inspection import find_detector, inspect_by
 
         own = detector or find_detector(folder_of(generator), loaded.name)
         inspector = inspect_by(loaded, own, segmenter, allow_label_drift=allow_label_drift)

@@ -72,8 +72,7 @@ def check_arguments(
     if verb == "vary" and inspected:
         raise DiffaugError(
             "vary makes cases that resemble their sources, as it should: leave inspector out "
-            "(--reject-copies), "
-            "or choose sample or paint"
+            "(--reject-copies), or choose sample or paint"
         )
     _check_labels(generator, verb, label_mapping, allow_label_drift)
     if verb != "sample" and source is None:

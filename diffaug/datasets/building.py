@@ -129,9 +129,9 @@ def build_dataset(
         allow_label_drift: `vary` with a generator that knows no labels, which is refused otherwise: the
             source's label maps are copied, with their ids and names, though the anatomy may have moved.
         batch_size: cases made at once, >= 1; does not change their bytes.
-        inspector: looks at every candidate, such as `diffaug.audit.detector.Detector`; a refused one is made
-            again with another seed, and the manifest says which were and why. Default: every candidate is
-            taken.
+        inspector: looks at every candidate, such as `diffaug.audit.inspection.Inspection`; a refused one is
+            made again with another seed, and the manifest says how many were and why. Default: every
+            candidate is taken.
         progress: where to show it; default: nowhere.
 
     Raises:

@@ -52,6 +52,15 @@ class CardGrid(_Part):
             )
         return codes
 
+    @classmethod
+    def of(cls, grid: Grid) -> Self:
+        """From geometry."""
+        return cls(orientation=grid.orientation, spacing=grid.spacing, shape=grid.shape, outside=grid.outside)
+
+    def to_grid(self) -> Grid:
+        """The grid as geometry."""
+        return Grid(self.orientation, self.spacing, self.shape, self.outside)
+
 
 class Defaults(_Part):
     """What the verbs use where the caller says nothing.
@@ -234,7 +243,7 @@ class Card(_Part):
 
     def to_grid(self) -> Grid:
         """The grid as geometry."""
-        return Grid(self.grid.orientation, self.grid.spacing, self.grid.shape, self.grid.outside)
+        return self.grid.to_grid()
 
 
 def read_card(path: Path) -> Card:

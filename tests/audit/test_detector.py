@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffaug.audit.detector import FILE, Detector, Inspection, find_detector, read_detector, write_detector
+from diffaug.audit.detector import FILE, Detector, read_detector, write_detector
 from diffaug.audit.features import encoder_space
-from diffaug.audit.fidelity import Sets
+from diffaug.audit.inspection import Inspection, find_detector
 from diffaug.audit.segmenting import LabelJudge, read_judge, write_segmenter
-from diffaug.audit.volumes import LEVELS, CaseSet
+from diffaug.audit.volumes import LEVELS, CaseSet, Sets
 from diffaug.datasets.writing import Made
 from diffaug.errors import DiffaugError
 from diffaug.evaluation.embedding import fit_embedder

@@ -15,7 +15,7 @@ from diffaug.audit.features import (
     matrix_space,
     network_space,
 )
-from diffaug.audit.fidelity import Sets
+from diffaug.audit.volumes import Sets
 from diffaug.errors import DiffaugError
 from diffaug.evaluation.embedding import SHIFTED, Embedder, embed, embed_mirrored, embed_shifted
 from diffaug.evaluation.memorisation import correlations

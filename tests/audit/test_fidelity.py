@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from diffaug.audit.fidelity import Comparison, Sets, compare_features, compare_measures, compare_pairs
+from diffaug.audit.fidelity import Comparison, compare_features, compare_measures, compare_pairs
 from diffaug.audit.record import Beside, Figure
-from diffaug.audit.volumes import CaseSet
+from diffaug.audit.volumes import CaseSet, Sets
 from diffaug.progress import Progress
 from tests.audit.world import case_set, standard_sets
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from diffaug.audit.features import NamedSearch, Space, intensity_space
-from diffaug.audit.fidelity import Sets
 from diffaug.audit.memorisation import list_suspects, measure_memorisation, record_copies
 from diffaug.audit.record import Suspect
+from diffaug.audit.volumes import Sets
 from diffaug.evaluation.memorisation import CLEAR, Copies, Search, find_copies
 from diffaug.progress import Progress
 from tests.audit.world import case_set, standard_sets

@@ -12,8 +12,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from diffaug.audit.auditing import Part
-from diffaug.audit.fidelity import Sets
-from diffaug.audit.volumes import LEVELS, CaseSet
+from diffaug.audit.volumes import LEVELS, CaseSet, Sets
 from diffaug.datasets.reading import read_dataset
 from diffaug.generators.grid import Grid
 
