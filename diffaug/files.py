@@ -10,6 +10,9 @@ from typing import Any
 
 from diffaug.errors import DiffaugError
 
+# Folder, in an output that may be shared, of what must not be.
+PRIVATE = "private"
+
 
 @contextmanager
 def atomic_paths(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[Path]]:

@@ -124,7 +124,10 @@ def main() -> None:
                 "false": len(others),
                 "false_clear": sum(suspects[name].clear for name in others),
                 "samples": SAMPLES,
-                "null": report.copies.share.real.model_dump(),
+                "explained_by_chance": sum(search.most for search in report.copies.searches)
+                * report.synthetic.cases,
+                "expected_by_chance": sum(search.expected for search in report.copies.searches)
+                * report.synthetic.cases,
                 "answers": {verdict.question: verdict.answer for verdict in report.verdicts},
             }
         )

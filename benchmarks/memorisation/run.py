@@ -31,6 +31,7 @@ from diffaug.datasets.volumes import load_case
 from diffaug.evaluation.segmenter import predict, standardise
 from diffaug.evaluation.statistics import mean_interval
 from diffaug.files import atomic_write_json
+from diffaug.generators.generator import Generator
 from diffaug.progress import Progress
 from diffaug.zoo import load
 
@@ -101,7 +102,10 @@ def measure(name: str, options: argparse.Namespace) -> None:
             cache=cache,
             progress=progress,
         )
-        atomic_write_json(file, {"identity": identity, "report": shared(report)})
+        atomic_write_json(
+            file,
+            {"identity": identity, "generator": named(generator), "kind": kind, "report": shared(report)},
+        )
     if not options.no_utility:
         utility(name, work / "rejected", options, progress)
 
@@ -124,7 +128,15 @@ def utility(name: str, folder: Path, options: argparse.Namespace, progress: Prog
     held_out = bench.held_out
     scores = np.nanmean(segmenter_dice(model, held_out.images, held_out.labels), 1)
     found = mean_interval(scores, held_out.patients)
-    atomic_write_json(file, {"identity": identity, "cases": len(cases), "dice": found._asdict()})
+    atomic_write_json(
+        file,
+        {
+            "identity": identity,
+            "generator": named(bench.generator),
+            "cases": len(cases),
+            "dice": found._asdict(),
+        },
+    )
     progress.note(f"{file}: {found}")
 
 
@@ -138,6 +150,12 @@ def read_built(folder: Path, bench: Bench) -> Cases:
         labels = torch.stack([torch.from_numpy(case.label) for case in loaded if case.label is not None])
     names = tuple(f"{index:05d}" for index in range(len(loaded)))
     return Cases(names, names, images, labels)
+
+
+def named(generator: Generator) -> dict[str, Any]:
+    """What the table says of a generator."""
+    card = generator.card
+    return {"name": card.name, "architecture": card.architecture, "steps": card.training.denoiser_steps}
 
 
 def shared(report: Report) -> dict[str, Any]:

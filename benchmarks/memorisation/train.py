@@ -20,7 +20,8 @@ from diffaug.training.subsets import split_cases
 from diffaug.zoo import load
 
 NAME = "hippocampus-mr"
-SNAPSHOTS = 6
+# The learning rate falls from the sixth tenth of the steps on.
+SNAPSHOTS, KEPT = 10, (3, 6, 7, 8, 9, 10)
 
 
 def main() -> None:
@@ -49,10 +50,13 @@ def main() -> None:
         for name, cases in (("training", subsets.train), ("validation", subsets.validation))
     ]
     train_denoiser(autoencoders, plan, *canvases, private, accelerator, progress)
-    for step in training.snapshot_steps:
+    for step in (training.snapshot_steps[tenth - 1] for tenth in KEPT):
         weights = load_file(private / "snapshots" / f"step_{step:06d}.safetensors")
         model.denoiser.load_state_dict(weights)
-        generator.card = generator.card.model_copy(update={"name": f"{NAME}-step-{step}", "figures": {}})
+        own = generator.card.training.model_copy(update={"denoiser_steps": step})
+        generator.card = generator.card.model_copy(
+            update={"name": f"{NAME}-step-{step}", "training": own, "figures": {}}
+        )
         generator.save(options.output / f"step-{step}")
         progress.note(f"{options.output / f'step-{step}'}: the generator after {step} steps")
 

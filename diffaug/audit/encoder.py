@@ -12,7 +12,7 @@ from diffaug.evaluation.embedding import SIZE, Embedder, fit_embedder
 from diffaug.files import atomic_path
 from diffaug.progress import Progress
 
-STEPS = 1000
+STEPS = 800
 # Changes where an encoder that was kept would no longer be trained the same way.
 FORMAT = 2
 

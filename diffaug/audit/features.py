@@ -1,7 +1,7 @@
 """Feature spaces in which an audit compares cases: who is how much like whom, and where a case lies."""
 
 import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from diffaug.audit.volumes import CaseSet, Sets
 from diffaug.errors import DiffaugError
-from diffaug.evaluation.embedding import MIRRORED, SHIFTED, Embedder, embed, embed_mirrored, embed_shifted
+from diffaug.evaluation.alignment import aligned_correlations, standard_rows
+from diffaug.evaluation.embedding import MIRRORED, Embedder, embed, embed_mirrored, embed_shifted
 from diffaug.evaluation.memorisation import Search
 from diffaug.progress import Progress, Task
 
@@ -23,16 +24,14 @@ Matrix = NDArray[np.float64]
 # Voxels that a volume is averaged to for raw intensities, at most, and cases that are read at once.
 MOST_POOLED = 4096
 BATCH = 16
-# Places of sets in `Sets`.
-SYNTHETIC, HELD_OUT = 0, 2
+# Averaged voxels by which volumes are shifted over each other at most.
+REACH = 2
 # Correlations of fewer numbers are 0 or 1.
 FEWEST_FEATURES = 3
 # What a search among mirror images is called.
 MIRROR = ", mirrored"
 
-# Features of volumes `(B, C, I, J, K)`; of some cases of a set, given by its number in `Sets`.
 _OfVolumes = Callable[[Tensor], Tensor]
-_OfRows = Callable[[int, Sequence[int]], Tensor]
 
 
 class NamedSearch(NamedTuple):
@@ -63,7 +62,9 @@ class Space:
             cases alike.
         balance_to_held_out: the same, to held-out cases.
         searches: for copies; by the largest similarity of shifted cases, and in a search of its own of
-            mirrored ones, of which an encoder sees few and takes many for the same training cases.
+            mirrored ones, of which an encoder sees few and takes many for the same training cases. Raw
+            intensities alone are decisive: of an encoder's matches far beyond all held-out ones some were no
+            copies.
     """
 
     name: str
@@ -87,16 +88,34 @@ def encoder_space(model: Embedder, sets: Sets, progress: Progress, balanced: Emb
         model: trained on the training cases, so that held-out and synthetic ones are as new to it.
         balanced: trained on training and held-out cases alike; `model` itself unless given.
     """
+    name, title = "encoder", "contrastive encoder"
     device = next(model.parameters()).device
+    views = {"": embed_shifted, MIRROR: embed_mirrored}
 
-    def on_device(function: Callable[[Embedder, Tensor], Tensor]) -> _OfVolumes:
-        return lambda volumes: function(model, volumes.to(device)).cpu()
+    def run(function: Callable[[Embedder, Tensor], Tensor], network: Embedder) -> _OfVolumes:
+        return lambda volumes: function(network, volumes.to(device)).cpu()
 
-    views = {"": on_device(embed_shifted), MIRROR: on_device(embed_mirrored)}
-    space = _volume_space("encoder", "contrastive encoder", sets, on_device(embed), views, progress)
-    if balanced is None:
-        return space
-    synthetic, training, held_out = (_embedded(balanced, cases, device) for cases in sets)
+    passes = 1 if balanced is None else 2
+    total = passes * sum(map(len, sets)) + len(views) * (len(sets.synthetic) + len(sets.held_out))
+    with progress.task(f"features: {title}", total=total) as task:
+        features = [_gather(run(embed, model), cases, task) for cases in sets]
+        training = standard_rows(features[1])
+        searches = [
+            NamedSearch(
+                name + suffix,
+                title + suffix,
+                Search(
+                    _most_alike(run(view, model), training, sets.synthetic, task),
+                    _most_alike(run(view, model), training, sets.held_out, task),
+                    decisive=False,
+                ),
+            )
+            for suffix, view in views.items()
+        ]
+        space = _space(name, title, features, searches)
+        if balanced is None:
+            return space
+        synthetic, training, held_out = (_gather(run(embed, balanced), cases, task) for cases in sets)
     return replace(
         space,
         balance_to_training=_correlations(synthetic, training),
@@ -104,61 +123,67 @@ def encoder_space(model: Embedder, sets: Sets, progress: Progress, balanced: Emb
     )
 
 
-def _embedded(model: Embedder, cases: CaseSet, device: torch.device) -> Tensor:
-    """Embeddings of all cases, as standard rows."""
-    starts = range(0, len(cases), BATCH)
-    found = [
-        embed(model, cases.batch(range(start, min(start + BATCH, len(cases)))).to(device)) for start in starts
-    ]
-    return _standard(torch.cat(found).cpu())
-
-
 def intensity_space(sets: Sets, progress: Progress) -> Space:
-    """Standardised intensities of volumes averaged to at most 4096 voxels."""
+    """Standardised intensities of volumes averaged to at most 4096 voxels; copies are looked for at the best
+    of all shifts of up to two of these voxels."""
+    name, title = "intensities", "raw intensities"
     shape = sets.training.images.shape[2:]
     scale = min(1.0, (MOST_POOLED / np.prod(shape)) ** (1 / 3))
     i, j, k = (max(1, int(n * scale)) for n in shape)
+    views: dict[str, Sequence[tuple[int, ...]]] = {"": [()], MIRROR: MIRRORED}
+    total = sum(map(len, sets)) + 2 * sum(map(len, views.values()))
+    with progress.task(f"features: {title}", total=total) as task:
+        volumes = [_gather(lambda v: F.adaptive_avg_pool3d(v, (i, j, k)), cases, task) for cases in sets]
+        synthetic, training, held_out = volumes
 
-    def pooled(volumes: Tensor) -> Tensor:
-        return F.adaptive_avg_pool3d(volumes, (i, j, k)).flatten(1)
+        def most_alike(cases: Tensor, flips: Sequence[tuple[int, ...]]) -> Matrix:
+            found = torch.full((len(cases), len(training)), -1.0)
+            for axes in flips:
+                found = torch.maximum(found, aligned_correlations(cases.flip(axes), training, REACH))
+                task.advance()
+            return _numbers(found)
 
-    views: dict[str, _OfVolumes] = {
-        "": lambda v: torch.stack([pooled(v.roll(shift, (2, 3, 4))) for shift in SHIFTED], 1),
-        MIRROR: lambda v: torch.stack([pooled(v.flip(axes)) for axes in MIRRORED], 1),
-    }
-    return _volume_space("intensities", "raw intensities", sets, pooled, views, progress)
+        searches = [
+            NamedSearch(
+                name + suffix,
+                title + suffix,
+                Search(most_alike(synthetic, flips), most_alike(held_out, flips)),
+            )
+            for suffix, flips in views.items()
+        ]
+    return _space(name, title, [cases.flatten(1) for cases in volumes], searches)
 
 
 def network_space(name: str, network: nn.Module, sets: Sets, progress: Progress) -> Space:
     """A user's network that maps standardised volumes to features `(B, D)`."""
-
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
 
     @torch.no_grad()
-    def features(volumes: Tensor) -> Tensor:
+    def run(volumes: Tensor) -> Tensor:
         return network(volumes.to(device)).flatten(1).float().cpu()
 
     title = f"{name} with your weights"
-    return _volume_space("network", title, sets, features, {"": lambda v: features(v)[:, None]}, progress)
+    with progress.task(f"features: {title}", total=sum(map(len, sets))) as task:
+        return _plain_space("network", title, [_gather(run, cases, task) for cases in sets])
 
 
-def _volume_space(
-    name: str,
-    title: str,
-    sets: Sets,
-    features: _OfVolumes,
-    views: Mapping[str, _OfVolumes],
-    progress: Progress,
-) -> Space:
-    """A space of functions of standardised volumes."""
+def _gather(function: _OfVolumes, cases: CaseSet, task: Task) -> Tensor:
+    """A function of standardised volumes, of all cases."""
+    return torch.cat([function(volumes) for volumes in _batches(cases, task)])
 
-    def of_rows(function: _OfVolumes) -> _OfRows:
-        return lambda number, rows: function(sets[number].batch(rows))
 
-    total = sum(map(len, sets)) + len(views) * (len(sets.synthetic) + len(sets.held_out))
-    with progress.task(f"features: {title}", total=total) as task:
-        rowwise = {name: of_rows(function) for name, function in views.items()}
-        return _space(name, title, sets, of_rows(features), rowwise, task)
+def _most_alike(views: _OfVolumes, training: Tensor, cases: CaseSet, task: Task) -> Matrix:
+    """Largest similarity of the views `(B, M, D)` of each case to each training case, whose features are
+    standard rows."""
+    found = [(standard_rows(views(volumes)) @ training.T).amax(1) for volumes in _batches(cases, task)]
+    return _numbers(torch.cat(found).clamp(-1, 1))
+
+
+def _batches(cases: CaseSet, task: Task) -> Iterator[Tensor]:
+    for start in range(0, len(cases), BATCH):
+        rows = range(start, min(start + BATCH, len(cases)))
+        yield cases.batch(rows)
+        task.advance(len(rows))
 
 
 def read_features(file: Path, cases: Sequence[str]) -> dict[str, Matrix]:
@@ -191,7 +216,7 @@ def read_features(file: Path, cases: Sequence[str]) -> dict[str, Matrix]:
     return found
 
 
-def matrix_space(file: Path, sets: Sets, progress: Progress) -> Space:
+def matrix_space(file: Path, sets: Sets) -> Space:
     """The space of a user's table (`read_features`), standardised by the training cases."""
     features = read_features(file, [name for s in sets for name in s.names])
     own = np.stack([features[name] for name in sets.training.names])
@@ -201,40 +226,20 @@ def matrix_space(file: Path, sets: Sets, progress: Progress) -> Space:
         torch.from_numpy((np.stack([features[name] for name in s.names]) - own.mean(0)) / deviation).float()
         for s in sets
     ]
-    total = 2 * sum(map(len, sets)) - len(sets.training)
-    with progress.task("features", total=total) as task:
-        return _space(
-            "features",
-            f"your features ({file.name})",
-            sets,
-            lambda number, rows: parts[number][rows],
-            {"": lambda number, rows: parts[number][rows][:, None]},
-            task,
-        )
+    return _plain_space("features", f"your features ({file.name})", parts)
 
 
-def _space(
-    name: str, title: str, sets: Sets, features: _OfRows, views: Mapping[str, _OfRows], task: Task
-) -> Space:
-    """A space from features `(B, D)` and the views `(B, M, D)` of each search, a batch at a time."""
+def _plain_space(name: str, title: str, features: Sequence[Tensor]) -> Space:
+    """A space whose one search is by the features themselves."""
+    synthetic, training, held_out = features
+    found = Search(_correlations(synthetic, training), _correlations(held_out, training), decisive=False)
+    return _space(name, title, features, [NamedSearch(name, title, found)])
 
-    def batches(number: int) -> Iterator[list[int]]:
-        for start in range(0, len(sets[number]), BATCH):
-            rows = list(range(start, min(start + BATCH, len(sets[number]))))
-            yield rows
-            task.advance(len(rows))
 
-    synthetic, training, held_out = (
-        torch.cat([features(number, rows) for rows in batches(number)]) for number in range(len(sets))
-    )
-    standard = _standard(training)
-
-    def largest(view: _OfRows, number: int) -> Matrix:
-        found = [(_standard(view(number, rows)) @ standard.T).amax(1) for rows in batches(number)]
-        return _numbers(torch.cat(found).clamp(-1, 1))
-
-    to_training = _correlations(_standard(synthetic), standard)
-    to_held_out = _correlations(_standard(synthetic), _standard(held_out))
+def _space(name: str, title: str, features: Sequence[Tensor], searches: list[NamedSearch]) -> Space:
+    """A space from the features `(N, D)` of the three sets."""
+    synthetic, training, held_out = features
+    to_training, to_held_out = _correlations(synthetic, training), _correlations(synthetic, held_out)
     return Space(
         name,
         title,
@@ -243,29 +248,18 @@ def _space(
         _numbers(held_out),
         to_training,
         to_held_out,
-        _correlations(_standard(held_out), standard),
-        _correlations(standard, standard),
+        _correlations(held_out, training),
+        _correlations(training, training),
         to_training,
         to_held_out,
-        [
-            NamedSearch(
-                name + suffix, title + suffix, Search(largest(view, SYNTHETIC), largest(view, HELD_OUT))
-            )
-            for suffix, view in views.items()
-        ],
+        searches,
     )
 
 
-def _standard(features: Tensor) -> Tensor:
-    """Rows of zero mean and unit length, whose products are correlations."""
-    centred = features.float() - features.float().mean(-1, keepdim=True)
-    return F.normalize(centred, dim=-1)
+def _correlations(rows: Tensor, columns: Tensor) -> Matrix:
+    """Correlations of features; rounding does not take them beyond 1."""
+    return _numbers((standard_rows(rows) @ standard_rows(columns).T).clamp(-1, 1))
 
 
 def _numbers(values: Tensor) -> Matrix:
     return values.double().numpy()
-
-
-def _correlations(rows: Tensor, columns: Tensor) -> Matrix:
-    """Products of standard rows; rounding does not take them beyond 1."""
-    return _numbers((rows @ columns.T).clamp(-1, 1))

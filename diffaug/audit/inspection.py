@@ -14,6 +14,7 @@ from diffaug.datasets.manifest import InspectionRecord
 from diffaug.datasets.writing import Made
 from diffaug.errors import DiffaugError
 from diffaug.evaluation.embedding import correlation, embed_mirrored, embed_shifted
+from diffaug.files import PRIVATE
 from diffaug.generators.generator import Generator
 
 
@@ -112,7 +113,7 @@ def find_detector(folder: Path, name: str) -> Path:
     Raises:
         DiffaugError: there is none.
     """
-    places = [folder / FILE, folder / "private" / FILE]
+    places = [folder / FILE, folder / PRIVATE / FILE]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise DiffaugError(

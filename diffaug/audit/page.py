@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffaug.audit.features import Space
+from diffaug.audit.features import MIRROR, Space
 from diffaug.audit.record import Beside, CopyRecord, Report, SetRecord, Suspect
 from diffaug.audit.record import Figure as Interval
 from diffaug.audit.verdicts import LIMITS
 from diffaug.audit.volumes import LEVELS, CaseSet, Sets
 from diffaug.evaluation.distributions import principal_components
+from diffaug.evaluation.embedding import MIRRORED
 from diffaug.files import atomic_write_text
 
 if TYPE_CHECKING:
@@ -36,6 +37,30 @@ USE = {
     "unclear": "The samples differ from scans in something: see below in what, and whether it matters to "
     "you.",
     "fail": "Do not train on this data before you have looked at what differs.",
+}
+# For readers who are no statisticians.
+TERMS = {
+    "interval": "What stands in brackets: the range that holds the true value in 19 of 20 audits. Wide ones "
+    "come from few patients.",
+    "held-out scan": "A scan of a patient whom the generator never saw. What it gets, an honest sample may "
+    "get, too.",
+    "encoder": "A network that was trained to tell scans apart and to know an altered copy for its original. "
+    "Raw intensities compare the brightness of voxels, without any training.",
+    "similarity": "A correlation: 1 for equal cases, 0 for unrelated ones.",
+    "N_mem, tau": "Training scans with a sample more like them than tau, which only 1 in 20 training scans "
+    "reaches with held-out scans.",
+    "balance": "Of the samples, those whose nearest scan is a training scan rather than a held-out one, with "
+    "as many of each: 50 % if the generator treats both alike.",
+    "membership inference": "A test that guesses who was in the training set by how near the nearest sample "
+    "is. Area under the curve: 0.5 for guessing blindly, 1 for being always right.",
+    "authentic": "A sample farther from its nearest training scan than that scan is from another patient's.",
+    "precision, recall": "Share of the samples that lie among scans, and of scans that lie among samples.",
+    "density, coverage": "The same two, by neighbours that outliers disturb less.",
+    "Frechet distance, MMD": "How far two clouds of cases are apart; 0 for equal ones.",
+    "KS": "Largest difference between two cumulative curves, as in the last figures: 0 for equal "
+    "distributions, 1 for those that do not overlap.",
+    "MS-SSIM": "How alike two volumes look, 1 for equal ones. Samples that are all alike have a higher one "
+    "than scans.",
 }
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem; margin: 2rem auto;
@@ -70,6 +95,7 @@ def write_page(
         _suspects(report, sets),
         _fidelity(report, spaces, sets, labels),
         _limits(),
+        _terms(),
         _details(report),
     ]
     title = escape(f"Audit of {report.synthetic.name}")
@@ -91,8 +117,7 @@ def _head(report: Report) -> str:
     return (
         f"<h1>Audit of {escape(report.synthetic.name)}</h1>\n<p>{cases}, compared with "
         f"{report.training.cases} scans that trained their generator and {report.held_out.cases} scans of "
-        "other "
-        f'patients.</p>\n<div class="box"><p>{_answer(privacy)} <b>Privacy.</b> {PRIVACY[privacy]}</p>'
+        f'other patients.</p>\n<div class="box"><p>{_answer(privacy)} <b>Privacy.</b> {PRIVACY[privacy]}</p>'
         f"<p>{_answer(use)} <b>Use.</b> {USE[use]}</p></div>"
         '<p class="small">This page and report.json name real scans and show those that suspected copies '
         "resemble: they stay with those who may see these scans.</p>"
@@ -137,7 +162,7 @@ def _memorisation(report: Report, spaces: Sequence[Space]) -> str:
     copies = report.copies
     rows: list[tuple[str, ...]] = [
         (
-            "<b>clear copies</b>: three times as near as the nearest of all held-out scans",
+            "<b>clear copies</b>: by intensities, three times as near as the nearest of all held-out scans",
             str(copies.clear_copies),
             "",
         ),
@@ -151,7 +176,7 @@ def _memorisation(report: Report, spaces: Sequence[Space]) -> str:
     rows += [
         (
             f"found by {escape(s.title)}",
-            f"{s.copies} suspected, {s.clear_copies} clear",
+            f"{s.copies} suspected" + ("" if s.clear_threshold is None else f", {s.clear_copies} clear"),
             f"{s.expected:.1%} suspected on average, {s.most:.1%} at most",
         )
         for s in copies.searches
@@ -185,8 +210,7 @@ def _memorisation(report: Report, spaces: Sequence[Space]) -> str:
             lambda figure: _draw_matches(figure, copies, spaces),
             (4.6 * len(spaces), 3.2),
             "How much each case is like its nearest training scan. A generator that copies has samples to "
-            "the "
-            "right of all held-out scans. Lines: a suspected copy (full), a clear copy (dotted).",
+            "the right of all held-out scans. Lines: a suspected copy (full), a clear copy (dotted).",
         )
     )
 
@@ -213,8 +237,8 @@ def _suspects(report: Report, sets: Sets) -> str:
             lambda figure: _draw_pairs(figure, found, sets),
             (9.6, 1.65 * len(found) + 0.3),
             "Each suspected sample (left three slices) and the training scan that it resembles (right "
-            "three), through "
-            "the middle of the volume. Judge for yourself: the same person, or only the same organ?",
+            "three; its mirror image where that was found alike), through the middle of the volume. Judge "
+            "for yourself: the same person, or only the same organ?",
         )
         + _table(("", "Sample", "Training scan", "Found by", "Similarity", "Clear"), rows)
         + (f"<p>{more} more are listed in report.json.</p>" if more else "")
@@ -273,6 +297,10 @@ def _limits() -> str:
     )
 
 
+def _terms() -> str:
+    return "<h2>Terms</h2>" + _table(("Term", "Meaning"), [(escape(t), escape(m)) for t, m in TERMS.items()])
+
+
 def _details(report: Report) -> str:
     hashes = [
         (role, f"<code>{record.files}</code>")
@@ -283,14 +311,11 @@ def _details(report: Report) -> str:
         )
     ]
     return (
-        "<h2>How it was done</h2><p>Encoder: "
-        f"{escape(report.encoder)} (Dar et al., arXiv 2402.01054); thresholds are 95th percentiles; "
-        f"authenticity after "
-        "Alaa et al. 2022, precision and recall after Kynkaanniemi et al. 2019, density and coverage "
-        "after Naeem et al. "
-        "2020, MMD after Gretton et al. 2012, MS-SSIM after Wang et al. 2003; intervals of half-samples "
-        "after Shao and "
-        f"Wu 1989. diffaug {escape(report.version)}. All figures are in report.json.</p>"
+        f"<h2>How it was done</h2><p>Encoder: {escape(report.encoder)} (Dar et al., arXiv 2402.01054); "
+        "thresholds are 95th percentiles; authenticity after Alaa et al. 2022, precision and recall after "
+        "Kynkaanniemi et al. 2019, density and coverage after Naeem et al. 2020, MMD after Gretton et al. "
+        "2012, MS-SSIM after Wang et al. 2003; intervals of half-samples after Shao and Wu 1989. diffaug "
+        f"{escape(report.version)}. All figures are in report.json.</p>"
         + _table(("Set", "SHA-256 of its files on the grid"), hashes)
     )
 
@@ -357,7 +382,8 @@ def _draw_matches(figure: "Figure", copies: CopyRecord, spaces: Sequence[Space])
             weights = np.full(len(values), 100 / len(values))
             axes.hist(values, bins, weights=weights, color=COLOURS[name], alpha=0.55, label=name)
         axes.axvline(found.threshold, color="0.2", linewidth=1)
-        axes.axvline(found.clear_threshold, color="0.2", linewidth=1, linestyle=":")
+        if found.clear_threshold is not None:
+            axes.axvline(found.clear_threshold, color="0.2", linewidth=1, linestyle=":")
         axes.set(title=space.title, xlabel="similarity to the nearest training scan", ylabel="% of cases")
         axes.legend(frameon=False)
 
@@ -365,14 +391,26 @@ def _draw_matches(figure: "Figure", copies: CopyRecord, spaces: Sequence[Space])
 def _draw_pairs(figure: "Figure", suspects: Sequence[Suspect], sets: Sets) -> None:
     panels = figure.subplots(len(suspects), 6, squeeze=False)
     for row, suspect in zip(panels, suspects, strict=True):
-        for offset, cases, name in (
-            (0, sets.synthetic, suspect.synthetic),
-            (3, sets.training, suspect.training),
-        ):
-            volume = np.asarray(cases.images[cases.names.index(name)][0], dtype=np.float32)
+        sample = _volume(sets.synthetic, suspect.synthetic)
+        scan = _volume(sets.training, suspect.training)
+        title = suspect.training
+        if suspect.search.endswith(MIRROR):
+            scan, title = _mirrored_like(scan, sample), f"{title}, mirrored"
+        for offset, volume, name in ((0, sample, suspect.synthetic), (3, scan, title)):
             for axis in range(3):
                 _slice(row[offset + axis], volume, axis)
             row[offset].set_title(name, fontsize=8, loc="left")
+
+
+def _volume(cases: CaseSet, name: str) -> np.ndarray:
+    """The first channel `(I, J, K)` of a case."""
+    return np.asarray(cases.images[cases.names.index(name)][0], dtype=np.float32)
+
+
+def _mirrored_like(scan: np.ndarray, sample: np.ndarray) -> np.ndarray:
+    """The mirror image of a scan `(I, J, K)` that is most like the sample."""
+    images = [np.flip(scan, tuple(axis - 2 for axis in axes)) for axes in MIRRORED]
+    return max(images, key=lambda image: float((image * sample).sum()))
 
 
 def _slice(axes: "Axes", volume: np.ndarray, axis: int) -> None:

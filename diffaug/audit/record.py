@@ -39,12 +39,13 @@ class Beside(_Part):
 
 
 class SearchRecord(_Part):
-    """One search for copies: a case above `threshold` is suspected, one above `clear_threshold` is clear."""
+    """One search for copies: a case above `threshold` is suspected, one above `clear_threshold`, which only
+    decisive searches have, is clear."""
 
     name: str
     title: str
     threshold: float
-    clear_threshold: float
+    clear_threshold: float | None
     copies: int
     clear_copies: int
     expected: float

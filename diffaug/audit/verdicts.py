@@ -59,8 +59,8 @@ def copy_verdict(copies: CopyRecord, samples: int) -> Verdict:
         found=f"{copies.clear_copies} clear copies; {copies.copies} of {samples} samples are suspected: "
         f"{found}",
         threshold="pass: no clear copy, and no more suspected ones than chance explains; fail: a clear "
-        "copy, or "
-        f"more; unclear: with so few held-out patients chance could explain more than {MOST_HIDDEN:.0%}",
+        "copy, or more; unclear: with so few held-out patients chance could explain more than "
+        f"{MOST_HIDDEN:.0%}",
     )
 
 
@@ -78,12 +78,10 @@ def balance_verdict(memorisation: Sequence[tuple[str, Memorisation]]) -> Verdict
         answer=worst(answers),
         found="; ".join(f"{_percent(found.balance)} by {title}" for title, found in memorisation)
         + f" are nearer to training scans, of {first.balance_cases:.0f} on each side; nothing but copies "
-        f"would "
-        f"give {first.balance_of_copies:.0%}",
-        threshold=f"50 % is none; pass: the interval does not lie above 50 %, ends at {MOST_BALANCE:.0%} "
-        "or less and below half of what nothing but copies would give; fail: it lies above 50 %; unclear: "
-        "too few "
-        "held-out patients to tell",
+        f"would give {first.balance_of_copies:.0%}",
+        threshold=f"50 % is none; pass: the interval does not lie above 50 %, ends at {MOST_BALANCE:.0%} or "
+        "less and below half of what nothing but copies would give; fail: it lies above 50 %; unclear: too "
+        "few held-out patients to tell",
     )
 
 
@@ -96,8 +94,7 @@ def membership_verdict(memorisation: Sequence[tuple[str, Memorisation]]) -> Verd
         answer=worst([_chance(figure, MOST_AUC) for _, figure in figures]),
         found="; ".join(f"area under the curve {figure} by {title}" for title, figure in figures),
         threshold=f"0.5 is guessing; pass: the interval does not lie above 0.5 and ends at {MOST_AUC:.2f} "
-        "or less; fail: it "
-        "lies above 0.5; unclear: too few held-out patients to tell",
+        "or less; fail: it lies above 0.5; unclear: too few held-out patients to tell",
     )
 
 
@@ -132,11 +129,9 @@ def fidelity_verdict(spaces: Sequence[SpaceReport], measures: Mapping[str, Besid
         answer=worst(answers),
         found="; ".join(words),
         threshold=f"pass: precision {ENOUGH:.0%} of real scans' or more, Frechet distance and change "
-        f"between slices at most {NEAR:g} times "
-        f"theirs, slices and intensities within {CLOSE} of theirs; fail: precision below "
-        f"{TOO_LITTLE:.0%}, or "
-        f"Frechet distance above {FAR:g} times, or change between slices beyond {ROUGH:g} times or less "
-        f"than 1/{ROUGH:g}",
+        f"between slices at most {NEAR:g} times theirs, slices and intensities within {CLOSE} of theirs; "
+        f"fail: precision below {TOO_LITTLE:.0%}, or Frechet distance above {FAR:g} times, or change "
+        f"between slices beyond {ROUGH:g} times or less than 1/{ROUGH:g}",
     )
 
 
@@ -158,9 +153,8 @@ def diversity_verdict(spaces: Sequence[SpaceReport], similarity: PairSimilarity)
             for space, c in zip(spaces, coverages, strict=True)
         )
         + f"; MS-SSIM of pairs {pair.synthetic.value:.3f} ({pair.real.value:.3f})",
-        threshold=f"pass: coverage {ENOUGH:.0%} of real scans' or more, and pairs no more alike than "
-        f"pairs of "
-        f"scans; fail: coverage below {TOO_LITTLE:.0%}, or pairs more alike by {ALIKE}",
+        threshold=f"pass: coverage {ENOUGH:.0%} of real scans' or more, and pairs no more alike than pairs "
+        f"of scans; fail: coverage below {TOO_LITTLE:.0%}, or pairs more alike by {ALIKE}",
     )
 
 

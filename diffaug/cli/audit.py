@@ -109,15 +109,17 @@ def audit(
 
     if (network is None) != (network_weights is None):
         raise typer.BadParameter("--network and --network-weights go together: give both, or none")
-    if card is not None:
-        check_card(card, synthetic)
-    training = read_dataset(train, patients=patients, split=split)
-    others = training if holdout is None else read_dataset(holdout, patients=patients)
+    dataset = read_dataset(train, patients=patients, split=split)
+    others = dataset if holdout is None else read_dataset(holdout, patients=patients)
+    training = _training_part(dataset)
+    held_out = _held_out_part(others, holdout_subset, dataset if holdout is None else None)
     progress = Progress()
+    if card is not None:
+        check_card(card, synthetic, training.cases, held_out.cases, progress)
     report = run(
         Part.whole(synthetic),
-        _training_part(training),
-        _held_out_part(others, holdout_subset, training if holdout is None else None),
+        training,
+        held_out,
         output,
         cache=cache,
         options=Options(

@@ -75,6 +75,5 @@ class Accepted:
                 f"all {MOST_CANDIDATES} candidates for case {index} were rejected (the last one: "
                 f"{'; '.join(self.rejected[index][-1].reasons)}). What was made is kept, but these settings "
                 "lead here again: build with another --seed in another folder, and see what diffaug audit "
-                "says "
-                "of a build without --reject-copies"
+                "says of a build without --reject-copies"
             )

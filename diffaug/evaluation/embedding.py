@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffaug.errors import DiffaugError
+from diffaug.evaluation.alignment import standard_rows
 from diffaug.evaluation.augmentation import alter
 from diffaug.evaluation.statistics import cluster_index
 from diffaug.generators.blocks import conv1, conv3, space_to_depth
@@ -93,8 +94,7 @@ def nt_xent(first: Tensor, second: Tensor, patients: Tensor, temperature: float 
 
 def correlation(first: Tensor, second: Tensor) -> Tensor:
     """Pearson's correlation of the rows of `(N, D)` with those of `(M, D)`: `(N, M)`, float32."""
-    a, b = (F.normalize(rows.float() - rows.float().mean(1, keepdim=True), dim=1) for rows in (first, second))
-    return a @ b.T
+    return standard_rows(first) @ standard_rows(second).T
 
 
 def fit_embedder(

@@ -87,10 +87,11 @@ def memorised_share(
 
 class Search(NamedTuple):
     """Similarities to look for copies in: `(synthetic, training)`, and `(held-out, training)` for comparison;
-    at most 1."""
+    at most 1. Of a search that is not `decisive` no match is a clear copy, however large."""
 
     synthetic: Matrix
     held_out: Matrix
+    decisive: bool = True
 
 
 class Found(NamedTuple):
@@ -98,7 +99,7 @@ class Found(NamedTuple):
 
     Attributes:
         threshold: similarity to the nearest training case above which a case is a suspected copy.
-        clear: the one above which it is a clear copy.
+        clear: the one above which it is a clear copy, or None where the search is not decisive.
         suspected: which synthetic cases are suspected `(synthetic,)`.
         clearly: which are clear copies.
         expected: share of suspected cases among independent real ones, such as held-out ones are.
@@ -106,7 +107,7 @@ class Found(NamedTuple):
     """
 
     threshold: float
-    clear: float
+    clear: float | None
     suspected: NDArray[np.bool_]
     clearly: NDArray[np.bool_]
     expected: float
@@ -135,8 +136,8 @@ def find_copies(
     The threshold of each search is the k-th largest of the held-out patients' best training matches, k chosen
     for that percentile (the largest where there are few). An honest generator's cases are exchangeable with
     those of held-out patients: k of n + 1 exceed the threshold on average, and of N cases a beta-binomial
-    number, whatever the distribution of similarities. A match is clear where it is three times as near to
-    similarity 1 as the nearest of any held-out case.
+    number, whatever the distribution of similarities. A match of a decisive search is clear where it is three
+    times as near to similarity 1 as the nearest of any held-out case.
 
     Args:
         searches: at least one; all of the same cases.
@@ -158,16 +159,21 @@ def find_copies(
 
 
 def _search(search: Search, patients: NDArray[np.intp], percentile: float, level: float) -> Found:
-    best, real = (_matrix(similarities).max(1) for similarities in search)
+    best, real = (_matrix(similarities).max(1) for similarities in (search.synthetic, search.held_out))
     by_patient = np.sort([real[patients == patient].max() for patient in range(patients.max() + 1)])
     count = len(by_patient)
     # Less a rounding error, so that 5 % of 20 are one.
     rank = max(1, int((1 - percentile / 100) * (count + 1) + 1e-9))
     threshold = float(by_patient[-rank])
     most = stats.betabinom(len(best), rank, count + 1 - rank).ppf(1 - level)
-    clear = float(1 - CLEAR * (1 - by_patient[-1]))
+    clear = float(1 - CLEAR * (1 - by_patient[-1])) if search.decisive else None
     return Found(
-        threshold, clear, best > threshold, best > clear, rank / (count + 1), float(most) / len(best)
+        threshold,
+        clear,
+        best > threshold,
+        np.zeros_like(best, dtype=bool) if clear is None else best > clear,
+        rank / (count + 1),
+        float(most) / len(best),
     )
 
 

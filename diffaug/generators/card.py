@@ -110,6 +110,7 @@ class AuditAnswer(_Part):
     """One question of an audit."""
 
     question: str
+    about: Literal["privacy", "use"]
     answer: Literal["pass", "unclear", "fail"]
     found: str
 
@@ -231,12 +232,16 @@ class Card(_Part):
 
     @property
     def audit_note(self) -> str | None:
-        """What to know before using what the generator makes; None where no question of its audit failed."""
+        """What to know before using what the generator makes; None where its audit passed, or is unclear in
+        nothing but the use of what it makes."""
         if self.audit is None:
             return f"{self.name} has no audit on its card: whether it copies its training scans is unknown"
         failed = [verdict.question for verdict in self.audit.verdicts if verdict.answer == "fail"]
         if failed:
             return f"{self.name} failed its audit: {' '.join(failed)}"
+        unclear = [v.question for v in self.audit.verdicts if (v.about, v.answer) == ("privacy", "unclear")]
+        if unclear:
+            return f"the audit of {self.name} leaves open: {' '.join(unclear)}"
         if self.audit.rejection:
             return f"{self.name} was audited with --reject-copies alone: build with it, too"
         return None

@@ -33,8 +33,7 @@ def closing_audit(
         if patients < FEWEST_PATIENTS:
             progress.note(
                 f"No audit: it needs {FEWEST_PATIENTS} {role} patients, and there are {patients}. Run "
-                f"diffaug "
-                "audit with scans of other patients before you share what this generator makes."
+                "diffaug audit with scans of other patients before you share what this generator makes."
             )
             return
     samples = private / "audit" / "samples"

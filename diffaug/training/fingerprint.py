@@ -1,7 +1,5 @@
-"""The fingerprint of a dataset: what the plan is made from, and who was in the training set."""
+"""The fingerprint of a dataset: what the plan is made from."""
 
-import hashlib
-import secrets
 from collections.abc import Sequence
 
 import nibabel as nib
@@ -102,29 +100,6 @@ def _add_label(
         boxes.append((found.max(axis=0) - found.min(axis=0) + 1) * spacing)
     for value, collected in volumes.items():
         collected.append(float((label == value).sum() * np.prod(spacing)))
-
-
-def record_training_scans(cases: Sequence[CaseFiles], progress: Progress) -> dict[str, object]:
-    """Salted hashes of the scans that train a generator: a sidecar that stays with its owner.
-
-    A hash is over the decoded voxels (float32 values and shape), so a renamed or recompressed copy is still
-    recognised; the salt keeps others from testing whether a scan that they hold was used.
-    """
-    salt = secrets.token_hex(16)
-    hashes = {}
-    with progress.task("hashing scans", total=len(cases)) as task:
-        for case in cases:
-            hashes[case.name] = voxel_hash(load_case(case).image, salt)
-            task.advance()
-    return {"salt": salt, "hash": "blake2b-128 of salt, shape and float32 voxels", "scans": hashes}
-
-
-def voxel_hash(image: NDArray[np.float32], salt: str) -> str:
-    """Salted hash of decoded voxels `(C, I, J, K)`."""
-    digest = hashlib.blake2b(bytes.fromhex(salt), digest_size=16)
-    digest.update(np.asarray(image.shape, dtype="<i8").tobytes())
-    digest.update(np.ascontiguousarray(image, dtype="<f4").tobytes())
-    return digest.hexdigest()
 
 
 def file_hashes(cases: Sequence[CaseFiles]) -> dict[str, list[str]]:

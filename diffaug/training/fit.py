@@ -10,8 +10,10 @@ import torch
 from diffaug.datasets.checking import check_dataset
 from diffaug.datasets.manifest import versions
 from diffaug.datasets.reading import Dataset
+from diffaug.datasets.training_scans import FILE as TRAINING_SCANS
+from diffaug.datasets.training_scans import record_training_scans
 from diffaug.errors import DiffaugError
-from diffaug.files import atomic_write_json, atomic_write_text, read_json, sha256_file
+from diffaug.files import PRIVATE, atomic_write_json, atomic_write_text, read_json, sha256_file
 from diffaug.generators.card import Card, CardGrid, Training
 from diffaug.generators.generator import Generator
 from diffaug.generators.networks import VERBS
@@ -27,7 +29,7 @@ from diffaug.training.checks import (
     check_start,
 )
 from diffaug.training.closing import closing_audit
-from diffaug.training.fingerprint import Fingerprint, file_hashes, record_training_scans, take_fingerprint
+from diffaug.training.fingerprint import Fingerprint, file_hashes, take_fingerprint
 from diffaug.training.medical_diffusion.perceptual import load_lpips
 from diffaug.training.medical_diffusion.presets import find_preset
 from diffaug.training.planning import Request
@@ -37,7 +39,6 @@ from diffaug.training.subsets import Subsets, split_cases
 from diffaug.training.trained import Trained
 from diffaug.zoo import load
 
-PRIVATE = "private"
 DEFAULT_ARCHITECTURE = "joint-flow"
 PRESET_ARCHITECTURE = "medical-diffusion"
 DESCRIPTIONS = {
@@ -206,7 +207,7 @@ def fit_generator(
         names = {name: [case.name for case in getattr(subsets, name)] for name in ("train", "validation")}
         if dataset.split is None:
             atomic_write_json(private / "splits.json", names)
-        sidecar = private / "training_scans.json"
+        sidecar = private / TRAINING_SCANS
         if not sidecar.exists():
             atomic_write_json(sidecar, record_training_scans(subsets.train, progress))
         read_cases()

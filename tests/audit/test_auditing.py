@@ -62,8 +62,12 @@ def test_planted_copies_are_clear_beside_their_originals(leaky: Audited, world: 
 
 
 def test_plain_searches_find_exact_copies_and_mirrored_ones_mirrored(leaky: Audited) -> None:
-    found = {search.name: search.clear_copies for search in leaky.report.copies.searches}
-    assert found == {"encoder": 3, "encoder, mirrored": 1, "intensities": 3, "intensities, mirrored": 1}
+    found = {search.name: search for search in leaky.report.copies.searches}
+    assert (found["intensities"].clear_copies, found["intensities, mirrored"].clear_copies) == (3, 1)
+    # The encoder suspects them, and is not decisive.
+    assert found["encoder"].copies >= 3
+    assert found["encoder, mirrored"].copies >= 1
+    assert found["encoder"].clear_copies == found["encoder, mirrored"].clear_copies == 0
 
 
 def test_scans_of_others_hold_no_clear_copies(run_audit: Callable[[Path], Audited], world: World) -> None:
@@ -135,9 +139,8 @@ def test_features_and_networks_are_further_spaces(
         ),
     )
     assert [space.name for space in report.spaces] == [*SPACES, "network", "features"]
-    assert {s.synthetic: s.training for s in report.suspects if s.search == "features" and s.clear} == {
-        "made_005": "train_02_0"
-    }
+    first = next(suspect for suspect in report.suspects if suspect.search == "features")
+    assert (first.synthetic, first.training, first.similarity) == ("made_005", "train_02_0", pytest.approx(1))
     page = (tmp_path / "out" / "report.html").read_text()
     assert "resnet10 with your weights" in page
     assert "your features (features.csv)" in page

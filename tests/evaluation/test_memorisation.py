@@ -76,6 +76,14 @@ def test_two_scans_of_a_patient_count_as_the_more_alike() -> None:
     assert (one.threshold, one.expected) == (0.9, 1 / 3)
 
 
+def test_a_search_that_is_not_decisive_suspects_alone() -> None:
+    pair = best_matches([0.99, 0.1], [0.2, 0.3, 0.4])
+    found = find_copies([pair, pair._replace(decisive=False)], "abc")
+    assert [one.suspected.tolist() for one in found.searches] == [[True, False]] * 2
+    assert [one.clearly.tolist() for one in found.searches] == [[True, False], [False, False]]
+    assert found.searches[1].clear is None
+
+
 def test_what_chance_explains_is_wider_for_few_patients_and_for_many_searches() -> None:
     def most(patients: int, searches: int) -> float:
         pair = best_matches(np.zeros(1000), np.zeros(patients))

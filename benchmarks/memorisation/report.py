@@ -1,0 +1,138 @@
+"""The table and the curve, made from the measured audits.
+
+python benchmarks/memorisation/report.py
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from diffaug.files import atomic_path, atomic_write_text
+
+HERE = Path(__file__).parent
+CURVE = "joint-flow"
+KINDS = {"plain": "as sampled", "rejected": "copies rejected"}
+COLOURS = {"encoder": "#0072b2", "intensities": "#e69f00"}
+MOST_BALANCE = 0.60
+
+Result = dict[str, Any]
+
+
+def main() -> None:
+    """Write `table.md` and `curve.png` of each subset, from what is there."""
+    for folder in sorted(HERE.glob("results/*/")):
+        if results := read_results(folder):
+            atomic_write_text(folder / "table.md", "\n".join(table(results)) + "\n")
+            plot_curve(results, folder / "curve.png")
+
+
+def read_results(folder: Path) -> list[Result]:
+    """What was measured of each generator, those of the curve first, by their steps: its audits by kind, and
+    Dice where it is there."""
+    found: dict[str, Result] = {}
+    for file in sorted(folder.glob("*.json")):
+        content = json.loads(file.read_text())
+        result = found.setdefault(content["generator"]["name"], {"generator": content["generator"]})
+        if "dice" in content:
+            result["dice"] = content["dice"]
+        else:
+            result[content["kind"]] = content["report"]
+    whole = [result for result in found.values() if all(kind in result for kind in KINDS)]
+    return sorted(whole, key=lambda r: (r["generator"]["architecture"] != CURVE, r["generator"]["steps"]))
+
+
+def table(results: list[Result]) -> list[str]:
+    """The lines of a Markdown table."""
+    head = [
+        *("generator", "steps", "samples", "clear copies", "suspected"),
+        *("balance, encoder", "balance, intensities", "membership, encoder", "membership, intensities"),
+        *("training scans matched (null)", "privacy", "Dice"),
+    ]
+    rows = [row(result, kind) for result in results for kind in KINDS]
+    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def row(result: Result, kind: str) -> list[str]:
+    """The cells of one audit."""
+    generator, report = result["generator"], result[kind]
+    memorisation = {space["name"]: space["memorisation"] for space in report["spaces"]}
+    own = memorisation["encoder"]
+    dice = result.get("dice") if kind == "rejected" else None
+    return [
+        generator["name"],
+        f"{generator['steps']}",
+        KINDS[kind],
+        str(report["copies"]["clear_copies"]),
+        f"{report['copies']['copies']} of {report['synthetic']['cases']}",
+        *(interval(memorisation[space]["balance"], 2) for space in COLOURS),
+        *(interval(memorisation[space]["membership_auc"], 2) for space in COLOURS),
+        f"{own['memorised_share']:.3f} ({own['memorised_null']:.3f})",
+        ", ".join(v["answer"] for v in report["verdicts"] if v["about"] == "privacy"),
+        interval(dice, 3) if dice else "",
+    ]
+
+
+def interval(figure: dict[str, float], digits: int) -> str:
+    """A figure with its interval."""
+    value, low, high = (f"{figure[name]:.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def plot_curve(results: list[Result], path: Path) -> None:
+    """Memorisation and utility over the steps of one training."""
+    curve = [result for result in results if result["generator"]["architecture"] == CURVE]
+    if not curve:
+        return
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    balance, membership, dice = figure.subplots(1, 3)
+    for axes, name in ((balance, "balance"), (membership, "membership_auc")):
+        for kind, style in (("plain", "--"), ("rejected", "-")):
+            for space, points in over_steps(curve, kind, name):
+                label = f"{'raw intensities' if space == 'intensities' else space}, {KINDS[kind]}"
+                draw(axes, points, COLOURS[space], style, label)
+        axes.axhline(0.5, color="0.4", linewidth=0.8)
+    balance.axhline(MOST_BALANCE, color="#a33100", linewidth=0.8, linestyle=":")
+    balance.set(title="balance (0.5: nothing memorised)", ylabel="share nearer to training scans")
+    membership.set(title="membership inference", ylabel="area under the curve")
+    scored = [(r["generator"]["steps"], r["dice"]) for r in curve if "dice" in r]
+    if scored:
+        draw(dice, scored, "#009e73", "-", "200 samples, copies rejected")
+    dice.set(title="a U-Net trained on samples alone", ylabel="Dice on held-out scans")
+    for axes in (balance, membership, dice):
+        axes.set_xlabel("training steps of the denoiser")
+        axes.legend(frameon=False, fontsize=7)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def over_steps(
+    curve: list[Result], kind: str, name: str
+) -> Iterator[tuple[str, list[tuple[int, dict[str, float]]]]]:
+    """A figure of each feature space with the steps that it belongs to."""
+    for space in COLOURS:
+        yield (
+            space,
+            [
+                (result["generator"]["steps"], found["memorisation"][name])
+                for result in curve
+                for found in result[kind]["spaces"]
+                if found["name"] == space
+            ],
+        )
+
+
+def draw(axes: Axes, points: list[tuple[int, dict[str, float]]], colour: str, style: str, label: str) -> None:
+    """A line with its intervals."""
+    steps = [step for step, _ in points]
+    values, low, high = ([figure[name] for _, figure in points] for name in ("value", "low", "high"))
+    axes.plot(steps, values, color=colour, linestyle=style, marker="o", markersize=3, label=label)
+    if style == "-":
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Which scans trained a generator: salted hashes that stay with its owner."""
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffaug.datasets.volumes import CaseFiles, load_case
+from diffaug.errors import DiffaugError
+from diffaug.files import read_json
+from diffaug.progress import Progress
+
+FILE = "training_scans.json"
+
+
+def record_training_scans(cases: Sequence[CaseFiles], progress: Progress) -> dict[str, object]:
+    """Salted hashes of the scans that train a generator: a sidecar that stays with its owner.
+
+    A hash is over the decoded voxels (float32 values and shape), so a renamed or recompressed copy is still
+    recognised; the salt keeps others from testing whether a scan that they hold was used.
+    """
+    salt = secrets.token_hex(16)
+    hashes = _hashes(cases, salt, progress)
+    return {"salt": salt, "hash": "blake2b-128 of salt, shape and float32 voxels", "scans": hashes}
+
+
+def check_training_scans(
+    file: Path, training: Sequence[CaseFiles], held_out: Sequence[CaseFiles], progress: Progress
+) -> None:
+    """Refuse sets that are not what a generator was, and was not, trained on.
+
+    Args:
+        file: what `record_training_scans` gave, kept by the fit.
+        training: cases that are said to have trained the generator.
+        held_out: cases that are said not to have.
+
+    Raises:
+        DiffaugError: the file is damaged, a training case did not train the generator or one that did is
+            missing, or a held-out case did.
+    """
+    record = read_json(file)
+    try:
+        salt, known = str(record["salt"]), set(record["scans"].values())
+        bytes.fromhex(salt)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DiffaugError(f"{file} is no record of training scans: put back the one of the fit") from error
+    given, others = (_hashes(cases, salt, progress) for cases in (training, held_out))
+    strangers = [name for name, value in given.items() if value not in known]
+    seen = [name for name, value in others.items() if value in known]
+    missing = len(known - set(given.values()))
+    problems = [
+        (len(strangers), f"of the training cases did not train it, such as {strangers[:1]}"),
+        (missing, "scans that trained it are not among the training cases"),
+        (len(seen), f"of the held-out cases trained it, such as {seen[:1]}"),
+    ]
+    found = [f"{count} {words}" for count, words in problems if count]
+    if found:
+        raise DiffaugError(
+            f"by {file} these are not the generator's sets: {'; '.join(found)}. Give the dataset and split "
+            "of the fit, or leave --card out"
+        )
+
+
+def _hashes(cases: Sequence[CaseFiles], salt: str, progress: Progress) -> dict[str, str]:
+    hashes = {}
+    with progress.task("hashing scans", total=len(cases)) as task:
+        for case in cases:
+            hashes[case.name] = voxel_hash(load_case(case).image, salt)
+            task.advance()
+    return hashes
+
+
+def voxel_hash(image: NDArray[np.float32], salt: str) -> str:
+    """Salted hash of decoded voxels `(C, I, J, K)`."""
+    digest = hashlib.blake2b(bytes.fromhex(salt), digest_size=16)
+    digest.update(np.asarray(image.shape, dtype="<i8").tobytes())
+    digest.update(np.ascontiguousarray(image, dtype="<f4").tobytes())
+    return digest.hexdigest()
