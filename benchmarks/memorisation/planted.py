@@ -1,4 +1,5 @@
-"""Does the audit find copies? 20 altered training scans among 180 samples, in several draws.
+"""Does the audit find copies? 20 altered training scans among 180 samples, in several draws; then two
+controls: noise, and the validation scans themselves in the place of samples.
 
 python benchmarks/memorisation/planted.py --samples BUILT --data SCANS --work CACHE
 
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffaug.audit.auditing import Part, audit
-from diffaug.datasets.reading import read_dataset
+from diffaug.datasets.reading import Dataset, read_dataset
 from diffaug.datasets.volumes import CaseFiles, load_case
 from diffaug.files import atomic_write_json
 from diffaug.progress import Progress
@@ -29,6 +30,13 @@ SAMPLES, DRAWS = 180, 5
 # Voxels of a shift, share of the range that noise has, exponents of warped intensities, and the original's
 # weight in a blend.
 SHIFT, NOISE, GAMMAS, BLEND = 4, 0.1, (0.6, 1.6), 0.8
+
+DESCRIPTION = {
+    "name": "planted",
+    "channel_names": {"0": "MRI"},
+    "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
+    "file_ending": ".nii.gz",
+}
 
 Volume = NDArray[np.float32]
 # An altered image and label map, from those of a case, another image and a source of chance.
@@ -133,6 +141,36 @@ def main() -> None:
         )
         progress.note(json.dumps(draws[-1]))
     atomic_write_json(options.results / "planted.json", draws)
+    atomic_write_json(options.results / "controls.json", controls(real, options.work, progress))
+
+
+def controls(real: Dataset, work: Path, progress: Progress) -> dict[str, Any]:
+    """Answers for noise and for real scans of other patients: both against halves of the training patients,
+    so that no test scan is read."""
+    assert real.split is not None
+    training = [case for case in real.cases if case.name in real.split["train"]]
+    patients = sorted({case.patient for case in training})
+    first = set(np.random.default_rng(0).permutation(patients)[: len(patients) // 2])
+    halves = [
+        Part(real, [case for case in training if (case.patient in first) is side]) for side in (True, False)
+    ]
+    others = Part(real, [case for case in real.cases if case.name in real.split["validation"]])
+    noise = work / "noise"
+    rng = np.random.default_rng(1)
+    for number, case in enumerate(others.cases):
+        loaded = load_case(case)
+        assert loaded.label is not None
+        image = rng.normal(size=loaded.image[0].shape).astype(np.float32)
+        save(noise, f"noise_{number:02d}", image, loaded.label[0], loaded.affine)
+    atomic_write_json(noise / "dataset.json", DESCRIPTION)
+    found = {}
+    for name, samples in (("noise", Part.whole(noise)), ("validation scans", others)):
+        report = audit(
+            samples, *halves, work / f"audit-{name.split()[0]}", cache=work / "cache", progress=progress
+        )
+        found[name] = [verdict.model_dump() for verdict in report.verdicts]
+        progress.note(f"{name}: " + ", ".join(f"{v.answer}: {v.question}" for v in report.verdicts))
+    return found
 
 
 def plant(samples: Path, folder: Path, training: list[CaseFiles], rng: np.random.Generator) -> dict[str, str]:
@@ -156,13 +194,7 @@ def plant(samples: Path, folder: Path, training: list[CaseFiles], rng: np.random
         name = f"planted_{kind.__name__}_{number:02d}"
         save(folder, name, image, label, loaded.affine)
         originals[name] = case.name
-    description: dict[str, Any] = {
-        "name": "planted",
-        "channel_names": {"0": "MRI"},
-        "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
-        "file_ending": ".nii.gz",
-    }
-    atomic_write_json(folder / "dataset.json", description)
+    atomic_write_json(folder / "dataset.json", DESCRIPTION)
     return originals
 
 

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from diffaug.files import atomic_path, atomic_write_text
 
 HERE = Path(__file__).parent
-CURVE = "joint-flow"
+# In the names of generators of one training.
+STEP = "-step-"
 KINDS = {"plain": "as sampled", "rejected": "copies rejected"}
 COLOURS = {"encoder": "#0072b2", "intensities": "#e69f00"}
 MOST_BALANCE = 0.60
@@ -31,8 +32,8 @@ def main() -> None:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """What was measured of each generator, those of the curve first, by their steps: its audits by kind, and
-    Dice where it is there."""
+    """What was measured of each generator: its audits by kind, and Dice where it is there. Those of one
+    training come first, by their steps."""
     found: dict[str, Result] = {}
     for file in sorted(folder.glob("*.json")):
         content = json.loads(file.read_text())
@@ -42,7 +43,7 @@ def read_results(folder: Path) -> list[Result]:
         else:
             result[content["kind"]] = content["report"]
     whole = [result for result in found.values() if all(kind in result for kind in KINDS)]
-    return sorted(whole, key=lambda r: (r["generator"]["architecture"] != CURVE, r["generator"]["steps"]))
+    return sorted(whole, key=lambda r: (STEP not in r["generator"]["name"], r["generator"]["steps"]))
 
 
 def table(results: list[Result]) -> list[str]:
@@ -84,7 +85,7 @@ def interval(figure: dict[str, float], digits: int) -> str:
 
 def plot_curve(results: list[Result], path: Path) -> None:
     """Memorisation and utility over the steps of one training."""
-    curve = [result for result in results if result["generator"]["architecture"] == CURVE]
+    curve = [result for result in results if STEP in result["generator"]["name"]]
     if not curve:
         return
     figure = Figure(figsize=(11, 3.6), layout="constrained")

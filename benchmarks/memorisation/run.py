@@ -21,6 +21,7 @@ from bench import Bench
 from cases import Cases
 from figures import segmenter_dice
 
+import diffaug
 from diffaug.audit.auditing import Part, audit
 from diffaug.audit.detector import FILE
 from diffaug.audit.inspection import inspect_by
@@ -39,7 +40,8 @@ HERE = Path(__file__).parent
 # Held-out cases of each measurement. The detector by which copies are rejected always has its thresholds from
 # the validation cases.
 HELD_OUT = {"validation": ("validation",), "test": ("validation", "test")}
-SAMPLES = 200
+# Samples that are audited, and of the build with rejection those that train a segmenter.
+SAMPLES, PAIRS = 200, 500
 
 
 def main() -> None:
@@ -74,8 +76,8 @@ def measure(name: str, options: argparse.Namespace) -> None:
         for subset, names in real.split.items()
     }
     held_out = Part(real, [case for subset in HELD_OUT[options.subset] for case in subsets[subset].cases])
-    how = {"cases": SAMPLES, "layout": "decathlon", "sampler": options.sampler, "progress": progress}
-    build_dataset(generator, work / "plain", **how)
+    how = {"layout": "decathlon", "sampler": options.sampler, "progress": progress}
+    build_dataset(generator, work / "plain", cases=SAMPLES, **how)
     detector = work / "thresholds" / FILE
     if not detector.exists():
         audit(
@@ -87,15 +89,17 @@ def measure(name: str, options: argparse.Namespace) -> None:
             detector=detector,
             progress=progress,
         )
-    build_dataset(generator, work / "rejected", inspector=inspect_by(generator, detector, None), **how)
+    inspector = inspect_by(generator, detector, None)
+    build_dataset(generator, work / "rejected", cases=PAIRS, inspector=inspector, **how)
     for kind in ("plain", "rejected"):
         file = options.results / options.subset / f"{generator.name}-{kind}.json"
-        identity = {"weights": generator.weights_hash, "detector": sha256(detector), "subset": options.subset}
+        identity = {"manifest": sha256(work / kind / "manifest.json"), "audit": audit_hash()}
         if file.exists() and json.loads(file.read_text())["identity"] == identity:
             progress.note(f"{file}: there")
             continue
+        built = read_dataset(work / kind)
         report = audit(
-            Part.whole(work / kind),
+            Part(built, built.cases[:SAMPLES]),
             subsets["train"],
             held_out,
             work / f"audit-{options.subset}-{kind}",
@@ -112,7 +116,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
 
 def utility(name: str, folder: Path, options: argparse.Namespace, progress: Progress) -> None:
     """Dice of the reference segmenter trained on a built dataset, labelled by the judge where it has none."""
-    bench = Bench(name, options.subset, options.data, options.work, options.steps, SAMPLES, 1)
+    bench = Bench(name, options.subset, options.data, options.work, options.steps, PAIRS, 1)
     file = options.results / options.subset / f"{bench.generator.name}-dice.json"
     identity = {
         "weights": bench.generator.weights_hash,
@@ -156,6 +160,13 @@ def named(generator: Generator) -> dict[str, Any]:
     """What the table says of a generator."""
     card = generator.card
     return {"name": card.name, "architecture": card.architecture, "steps": card.training.denoiser_steps}
+
+
+def audit_hash() -> str:
+    """Identity of the code that audits."""
+    root = Path(diffaug.__file__).parent
+    files = sorted([*(root / "audit").glob("*.py"), *(root / "evaluation").glob("*.py")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def shared(report: Report) -> dict[str, Any]:

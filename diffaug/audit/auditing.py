@@ -10,12 +10,12 @@ from diffaug.audit.detector import FILE as DETECTOR
 from diffaug.audit.detector import write_detector
 from diffaug.audit.encoder import STEPS, trained_encoder
 from diffaug.audit.features import (
-    Space,
     encoder_space,
     intensity_space,
     matrix_space,
     network_space,
     read_features,
+    twins,
 )
 from diffaug.audit.fidelity import Comparison, compare_features, compare_measures, compare_pairs
 from diffaug.audit.memorisation import list_suspects, measure_memorisation, record_copies
@@ -56,9 +56,6 @@ from diffaug.version import __version__
 # Patients of a set without which there are no intervals, and synthetic cases without which there is no
 # figure.
 FEWEST_PATIENTS, FEWEST_CASES = 8, 16
-# Correlation of intensities, at the best shift, above which two scans are one. Those of two patients reached
-# 0.85 on hippocampi, a scan with noise of a tenth of its range 0.998.
-SAME = 0.99
 _README = """Stays with you: these files hold scans, and an encoder that was trained on them. The next audit
 against the same scans reads them again.
 """
@@ -127,8 +124,8 @@ def audit(
         progress: where to show it; default: nowhere.
 
     Raises:
-        DatasetError, DiffaugError: a set is too small or a file cannot be used, or a patient is in two sets;
-            nothing has been written then.
+        DatasetError, DiffaugError: a set is too small or a file cannot be used, or a patient or a scan is in
+            two sets; no report has been written then.
     """
     options, progress = options or Options(), progress or Progress(quiet=True)
     cache = cache or output / PRIVATE
@@ -151,12 +148,13 @@ def audit(
             for name, part in parts.items()
         )
     )
+    _check_apart(sets)
     encoder = trained_encoder(sets.training, cache, options.steps, options.device, progress)
     balanced = trained_encoder(
         sets.training, cache, options.steps, options.device, progress, held_out=sets.held_out
     )
-    spaces = [encoder_space(encoder, sets, progress, balanced), intensity_space(sets, progress)]
-    _check_apart(spaces[1], sets)
+    spaces = [encoder_space(encoder, balanced, sets, progress)]
+    spaces.append(intensity_space(sets, spaces[0].searches, progress))
     if network is not None and options.network is not None:
         spaces.append(network_space(options.network[0], network.to(options.device), sets, progress))
     if options.features is not None:
@@ -203,7 +201,7 @@ def audit(
         measures=measures,
         similarity=similarity,
         suspects=list_suspects(searches, copies, sets),
-        utility=_utility(parts.values(), grid, output, progress) if options.utility else None,
+        utility=_utility(parts.values(), grid, output, options.device, progress) if options.utility else None,
         notes=[*notes, *options.notes],
     )
     write_detector(encoder, spaces[0], sets, grid, detector or output / PRIVATE / DETECTOR)
@@ -212,10 +210,10 @@ def audit(
     return report
 
 
-def _utility(parts: Iterable[Part], grid: Grid, output: Path, progress: Progress) -> Utility:
+def _utility(parts: Iterable[Part], grid: Grid, output: Path, device: str, progress: Progress) -> Utility:
     synthetic, training, held_out = ((part.dataset, part.cases) for part in parts)
     segmenter = output / PRIVATE / "segmenter.safetensors"
-    return measure_utility(synthetic, training, held_out, grid, segmenter, progress)
+    return measure_utility(synthetic, training, held_out, grid, segmenter, progress, device=device)
 
 
 def _verdicts(
@@ -279,18 +277,15 @@ def _check(synthetic: Part, training: Part, held_out: Part) -> list[str]:
     return notes
 
 
-def _check_apart(space: Space, sets: Sets) -> None:
+def _check_apart(sets: Sets) -> None:
     """Refuse a training scan among the held-out ones: nothing would be more alike than these."""
-    same = np.argwhere(space.searches[0].similarities.held_out > SAME)
-    if len(same):
-        listed = "; ".join(
-            f"{sets.held_out.names[row]} is {sets.training.names[column]}"
-            for row, column in same[:5].tolist()
-        )
+    same = twins(sets)
+    if same:
+        listed = "; ".join(f"{held_out} is {training}" for held_out, training in same[:5])
         raise DatasetError(
             [
-                f"{len(same)} held-out scans are training scans, too, perhaps altered ({listed}): take them "
-                "out of one of the sets"
+                f"{len(same)} held-out scans are training scans, too ({listed}): take them out of one of the "
+                "sets"
             ]
         )
 

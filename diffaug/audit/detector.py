@@ -1,7 +1,7 @@
 """The copy detector of an audit, as a file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -142,6 +142,10 @@ class Detector:
     def grid(self) -> Grid:
         """On which cases are compared."""
         return self.record.grid.to_grid()
+
+    def to(self, device: torch.device) -> "Detector":
+        """The same, with its tensors on a device."""
+        return replace(self, model=self.model.to(device), training=self.training.to(device))
 
 
 def read_detector(path: Path) -> Detector:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from diffaug.audit.volumes import CaseSet, Sets
 from diffaug.errors import DiffaugError
-from diffaug.evaluation.alignment import aligned_correlations, standard_rows
+from diffaug.evaluation.alignment import aligned_correlations, correlations, registered_correlations
 from diffaug.evaluation.embedding import MIRRORED, Embedder, embed, embed_mirrored, embed_shifted
 from diffaug.evaluation.memorisation import Search
 from diffaug.progress import Progress, Task
@@ -26,6 +26,10 @@ MOST_POOLED = 4096
 BATCH = 16
 # Averaged voxels by which volumes are shifted over each other at most.
 REACH = 2
+# Training cases of a search whose volumes are also turned and stretched.
+CANDIDATES = 2
+# Correlation of intensities above which two scans are one.
+SAME = 0.9999
 # Correlations of fewer numbers are 0 or 1.
 FEWEST_FEATURES = 3
 # What a search among mirror images is called.
@@ -81,12 +85,12 @@ class Space:
     searches: list[NamedSearch]
 
 
-def encoder_space(model: Embedder, sets: Sets, progress: Progress, balanced: Embedder | None = None) -> Space:
+def encoder_space(model: Embedder, balanced: Embedder, sets: Sets, progress: Progress) -> Space:
     """The contrastive encoder's space.
 
     Args:
         model: trained on the training cases, so that held-out and synthetic ones are as new to it.
-        balanced: trained on training and held-out cases alike; `model` itself unless given.
+        balanced: trained on training and held-out cases alike.
     """
     name, title = "encoder", "contrastive encoder"
     device = next(model.parameters()).device
@@ -95,26 +99,22 @@ def encoder_space(model: Embedder, sets: Sets, progress: Progress, balanced: Emb
     def run(function: Callable[[Embedder, Tensor], Tensor], network: Embedder) -> _OfVolumes:
         return lambda volumes: function(network, volumes.to(device)).cpu()
 
-    passes = 1 if balanced is None else 2
-    total = passes * sum(map(len, sets)) + len(views) * (len(sets.synthetic) + len(sets.held_out))
+    total = 2 * sum(map(len, sets)) + len(views) * (len(sets.synthetic) + len(sets.held_out))
     with progress.task(f"features: {title}", total=total) as task:
         features = [_gather(run(embed, model), cases, task) for cases in sets]
-        training = standard_rows(features[1])
         searches = [
             NamedSearch(
                 name + suffix,
                 title + suffix,
                 Search(
-                    _most_alike(run(view, model), training, sets.synthetic, task),
-                    _most_alike(run(view, model), training, sets.held_out, task),
+                    _most_alike(run(view, model), features[1], sets.synthetic, task),
+                    _most_alike(run(view, model), features[1], sets.held_out, task),
                     decisive=False,
                 ),
             )
             for suffix, view in views.items()
         ]
         space = _space(name, title, features, searches)
-        if balanced is None:
-            return space
         synthetic, training, held_out = (_gather(run(embed, balanced), cases, task) for cases in sets)
     return replace(
         space,
@@ -123,35 +123,74 @@ def encoder_space(model: Embedder, sets: Sets, progress: Progress, balanced: Emb
     )
 
 
-def intensity_space(sets: Sets, progress: Progress) -> Space:
-    """Standardised intensities of volumes averaged to at most 4096 voxels; copies are looked for at the best
-    of all shifts of up to two of these voxels."""
+def intensity_space(sets: Sets, hints: Sequence[NamedSearch], progress: Progress) -> Space:
+    """Standardised intensities of volumes averaged to at most 4096 voxels.
+
+    Copies are looked for at the best of all shifts of up to two of these voxels. The two training cases that
+    are most alike then, and the two that are by the search of `hints` for the same mirroring, are also turned
+    and stretched.
+
+    Args:
+        hints: the searches of another space.
+    """
     name, title = "intensities", "raw intensities"
-    shape = sets.training.images.shape[2:]
+    views: dict[str, Sequence[tuple[int, ...]]] = {"": [()], MIRROR: MIRRORED}
+    total = sum(map(len, sets)) + len(views) * (len(sets.synthetic) + len(sets.held_out))
+    with progress.task(f"features: {title}", total=total) as task:
+        volumes = [_gather(_pool_to(_pooled_shape(cases)), cases, task) for cases in sets]
+        synthetic, training, held_out = volumes
+        searches = []
+        for (suffix, flips), hint in zip(views.items(), hints, strict=True):
+            found = Search(
+                _most_alike_intensities(synthetic, training, flips, hint.similarities.synthetic, task),
+                _most_alike_intensities(held_out, training, flips, hint.similarities.held_out, task),
+            )
+            searches.append(NamedSearch(name + suffix, title + suffix, found))
+    return _space(name, title, [cases.flatten(1) for cases in volumes], searches)
+
+
+def _most_alike_intensities(
+    cases: Tensor, training: Tensor, flips: Sequence[tuple[int, ...]], hinted: Matrix, task: Task
+) -> Matrix:
+    """Similarities `(N, M)` of averaged volumes to training ones."""
+    by_flip = torch.stack([aligned_correlations(cases.flip(axes), training, REACH) for axes in flips])
+    found, flip = by_flip.max(0)
+    count = min(CANDIDATES, len(training))
+    candidates = torch.cat([found.topk(count, 1).indices, torch.from_numpy(hinted).topk(count, 1).indices], 1)
+    for rows in torch.arange(len(cases)).split(BATCH):
+        columns = candidates[rows].flatten()
+        repeated = rows.repeat_interleave(candidates.shape[1])
+        # A single case has no axis of cases.
+        pairs = zip(repeated.tolist(), flip[repeated, columns].tolist(), strict=True)
+        mine = torch.stack([cases[row].flip([axis - 1 for axis in flips[which]]) for row, which in pairs])
+        moved = registered_correlations(mine, training[columns])
+        found[repeated, columns] = torch.maximum(found[repeated, columns], moved)
+        task.advance(len(rows))
+    return _numbers(found)
+
+
+def twins(sets: Sets) -> list[tuple[str, str]]:
+    """Names of held-out and training cases that are one scan, as it is or mirrored."""
+    pool = _pool_to(_pooled_shape(sets.training))
+    held_out, training = (
+        torch.cat([pool(volumes) for volumes in _batches(cases)]) for cases in (sets.held_out, sets.training)
+    )
+    found = [correlations(held_out.flip(axes).flatten(1), training.flatten(1)) for axes in [(), *MIRRORED]]
+    same = torch.stack(found).amax(0) > SAME
+    return [
+        (sets.held_out.names[row], sets.training.names[column]) for row, column in same.nonzero().tolist()
+    ]
+
+
+def _pooled_shape(cases: CaseSet) -> tuple[int, int, int]:
+    shape = cases.images.shape[2:]
     scale = min(1.0, (MOST_POOLED / np.prod(shape)) ** (1 / 3))
     i, j, k = (max(1, int(n * scale)) for n in shape)
-    views: dict[str, Sequence[tuple[int, ...]]] = {"": [()], MIRROR: MIRRORED}
-    total = sum(map(len, sets)) + 2 * sum(map(len, views.values()))
-    with progress.task(f"features: {title}", total=total) as task:
-        volumes = [_gather(lambda v: F.adaptive_avg_pool3d(v, (i, j, k)), cases, task) for cases in sets]
-        synthetic, training, held_out = volumes
+    return i, j, k
 
-        def most_alike(cases: Tensor, flips: Sequence[tuple[int, ...]]) -> Matrix:
-            found = torch.full((len(cases), len(training)), -1.0)
-            for axes in flips:
-                found = torch.maximum(found, aligned_correlations(cases.flip(axes), training, REACH))
-                task.advance()
-            return _numbers(found)
 
-        searches = [
-            NamedSearch(
-                name + suffix,
-                title + suffix,
-                Search(most_alike(synthetic, flips), most_alike(held_out, flips)),
-            )
-            for suffix, flips in views.items()
-        ]
-    return _space(name, title, [cases.flatten(1) for cases in volumes], searches)
+def _pool_to(shape: tuple[int, int, int]) -> _OfVolumes:
+    return lambda volumes: F.adaptive_avg_pool3d(volumes, shape)
 
 
 def network_space(name: str, network: nn.Module, sets: Sets, progress: Progress) -> Space:
@@ -169,21 +208,26 @@ def network_space(name: str, network: nn.Module, sets: Sets, progress: Progress)
 
 def _gather(function: _OfVolumes, cases: CaseSet, task: Task) -> Tensor:
     """A function of standardised volumes, of all cases."""
-    return torch.cat([function(volumes) for volumes in _batches(cases, task)])
+    found = []
+    for volumes in _batches(cases):
+        found.append(function(volumes))
+        task.advance(len(volumes))
+    return torch.cat(found)
 
 
 def _most_alike(views: _OfVolumes, training: Tensor, cases: CaseSet, task: Task) -> Matrix:
-    """Largest similarity of the views `(B, M, D)` of each case to each training case, whose features are
-    standard rows."""
-    found = [(standard_rows(views(volumes)) @ training.T).amax(1) for volumes in _batches(cases, task)]
-    return _numbers(torch.cat(found).clamp(-1, 1))
+    """Largest similarity of the views `(B, M, D)` of each case to each training case, by features."""
+    found = _gather(lambda volumes: _over_views(views(volumes), training), cases, task)
+    return _numbers(found)
 
 
-def _batches(cases: CaseSet, task: Task) -> Iterator[Tensor]:
+def _over_views(views: Tensor, training: Tensor) -> Tensor:
+    return correlations(views.flatten(0, 1), training).view(*views.shape[:2], -1).amax(1)
+
+
+def _batches(cases: CaseSet) -> Iterator[Tensor]:
     for start in range(0, len(cases), BATCH):
-        rows = range(start, min(start + BATCH, len(cases)))
-        yield cases.batch(rows)
-        task.advance(len(rows))
+        yield cases.batch(range(start, min(start + BATCH, len(cases))))
 
 
 def read_features(file: Path, cases: Sequence[str]) -> dict[str, Matrix]:
@@ -209,6 +253,11 @@ def read_features(file: Path, cases: Sequence[str]) -> dict[str, Matrix]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DiffaugError(f"{file} names the case {twice} twice: give each case a name of its own")
+    if len(set(cases)) < len(cases):
+        twice = next(name for name in cases if cases.count(name) > 1)
+        raise DiffaugError(
+            f"two sets have a case {twice}, and {file} can have one row of that name: rename the cases of one"
+        )
     found = dict(zip(names, table, strict=True))
     lacking = [name for name in cases if name not in found]
     if lacking:
@@ -257,8 +306,7 @@ def _space(name: str, title: str, features: Sequence[Tensor], searches: list[Nam
 
 
 def _correlations(rows: Tensor, columns: Tensor) -> Matrix:
-    """Correlations of features; rounding does not take them beyond 1."""
-    return _numbers((standard_rows(rows) @ standard_rows(columns).T).clamp(-1, 1))
+    return _numbers(correlations(rows, columns))
 
 
 def _numbers(values: Tensor) -> Matrix:

@@ -13,7 +13,8 @@ from diffaug.audit.volumes import LEVELS, on_grid
 from diffaug.datasets.manifest import InspectionRecord
 from diffaug.datasets.writing import Made
 from diffaug.errors import DiffaugError
-from diffaug.evaluation.embedding import correlation, embed_mirrored, embed_shifted
+from diffaug.evaluation.alignment import correlations
+from diffaug.evaluation.embedding import embed_mirrored, embed_shifted
 from diffaug.files import PRIVATE
 from diffaug.generators.generator import Generator
 
@@ -75,7 +76,7 @@ class Inspection:
         """See `diffaug.datasets.inspecting.Inspector`."""
         grid = self.detector.grid
         volumes = np.stack([on_grid(made.image, made.label, made.affine, grid) for made in candidates])
-        images = torch.from_numpy(volumes)
+        images = torch.from_numpy(volumes).to(self.detector.training.device)
         own = self.detector.record
         shifted = self._most_alike(embed_shifted(self.detector.model, images))
         mirrored = self._most_alike(embed_mirrored(self.detector.model, images))
@@ -88,7 +89,8 @@ class Inspection:
             reasons = {
                 "copy": bool(copies[n]),
                 "intensity": bool(odd[n]),
-                "volume": self._misshapen(made),
+                # A label map that was given is none of the generator's.
+                "volume": made.source is None and self._misshapen(made),
                 "label": self.judge is not None and not self.judge.agrees(made),
             }
             found.append([name for name, refused in reasons.items() if refused])
@@ -96,7 +98,7 @@ class Inspection:
 
     def _most_alike(self, views: Tensor) -> Tensor:
         """Largest similarity `(B,)` of the views `(B, M, 64)` of each case to a training case."""
-        return correlation(views.flatten(0, 1), self.detector.training).view(len(views), -1).amax(1)
+        return correlations(views.flatten(0, 1), self.detector.training).view(len(views), -1).amax(1).cpu()
 
     def _misshapen(self, made: Made) -> bool:
         """Whether a structure is smaller or larger than any real one."""
@@ -134,5 +136,6 @@ def inspect_by(
     """
     # Label maps that are copied say nothing of the image, and carry ids of their source.
     labels = {} if allow_label_drift else generator.card.labels
-    judge = read_judge(segmenter, labels) if segmenter is not None else None
-    return Inspection(read_detector(detector), labels, len(generator.card.channels), judge)
+    judge = read_judge(segmenter, labels).to(generator.device) if segmenter is not None else None
+    own = read_detector(detector).to(generator.device)
+    return Inspection(own, labels, len(generator.card.channels), judge)

@@ -1,7 +1,7 @@
 """An independent segmenter, trained on real cases, as a file; it says whether a label fits its image."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -78,13 +78,16 @@ class LabelJudge:
     # Share of held-out real cases below `least`.
     real: float = LEAST_PERCENTILE / 100
 
+    def to(self, device: torch.device) -> "LabelJudge":
+        """The same, with its segmenter on a device."""
+        return replace(self, model=self.model.to(device))
+
     def agrees(self, made: Made) -> bool:
         """Whether the mean Dice of the label map and the segmenter's own is high enough."""
         if made.label is None:
             return True
-        found = predict(
-            self.model, torch.from_numpy(on_grid(made.image, made.label, made.affine, self.grid))[None]
-        )
+        volume = torch.from_numpy(on_grid(made.image, made.label, made.affine, self.grid))
+        found = predict(self.model, volume[None].to(next(self.model.parameters()).device)).cpu()
         label = label_on_grid(made.label, made.affine, self.grid, self.numbers)[None]
         return float(torch.nanmean(dice(found, label, tuple(range(1, len(self.numbers) + 1))))) >= self.least
 

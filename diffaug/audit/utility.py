@@ -34,6 +34,9 @@ class _Pairs(NamedTuple):
     labels: Tensor
     patients: list[str]
 
+    def to(self, device: str) -> "_Pairs":
+        return self._replace(images=self.images.to(device), labels=self.labels.to(device))
+
 
 def measure_utility(
     synthetic: Cases,
@@ -42,18 +45,24 @@ def measure_utility(
     grid: Grid,
     segmenter: Path,
     progress: Progress,
+    *,
     steps: int = STEPS,
+    device: str = "cpu",
 ) -> Utility:
     """Dice of the reference U-Net, trained on synthetic and on real cases, by label name.
 
     Args:
         segmenter: file to keep the one in that was trained on real cases.
+        steps: of each training.
+        device: such as "cpu" or "cuda".
 
     Raises:
         DiffaugError: the three sets have no label of one name.
     """
     names = check_labels(synthetic, training, held_out)
-    made, real, others = (_read(*part, grid, names, progress) for part in (synthetic, training, held_out))
+    made, real, others = (
+        _read(*part, grid, names, progress).to(device) for part in (synthetic, training, held_out)
+    )
     segmenters = {}
     for title, pairs in (("synthetic", made), ("real", real)):
         with progress.task(f"training on {title} cases", total=steps) as task:
@@ -135,9 +144,9 @@ def _read(
 def _scores(model: Segmenter, pairs: _Pairs) -> NDArray[np.float64]:
     """Mean Dice over labels of each case."""
     ids = tuple(range(1, int(pairs.labels.max()) + 1))
-    scores: NDArray[np.float64] = torch.nanmean(
-        dice(predict(model, pairs.images), pairs.labels, ids), 1
-    ).numpy()
+    scores: NDArray[np.float64] = (
+        torch.nanmean(dice(predict(model, pairs.images), pairs.labels, ids), 1).cpu().numpy()
+    )
     return scores
 
 

@@ -34,7 +34,8 @@ LIMITS = (
     "guarantee, such as differential privacy gives.",
     "Other samples of the same generator may be copies though none of these is.",
     "Copies of a part of a scan, of a rare feature, or of an alteration that the encoder was not trained to "
-    "see through can go unnoticed. So can a small share of copies among suspected ones that chance explains.",
+    "see through can go unnoticed. So can altered copies that are not clear, as long as no search has more "
+    "suspected ones than chance explains: look at the pictures.",
     "An attacker who has the generator's weights, rather than samples alone, can try more than was tried "
     "here.",
     "Whether a person can be recognised by what is true of their anatomy, copied or not, is for people to "
@@ -58,9 +59,9 @@ def copy_verdict(copies: CopyRecord, samples: int) -> Verdict:
         answer=answer,
         found=f"{copies.clear_copies} clear copies; {copies.copies} of {samples} samples are suspected: "
         f"{found}",
-        threshold="pass: no clear copy, and no more suspected ones than chance explains; fail: a clear "
-        "copy, or more; unclear: with so few held-out patients chance could explain more than "
-        f"{MOST_HIDDEN:.0%}",
+        threshold="pass: no clear copy, and no search with more suspected ones than chance explains, which "
+        "altered copies may hide among; fail: a clear copy, or more suspected ones; unclear: with so few "
+        f"held-out patients chance could explain more than {MOST_HIDDEN:.0%}",
     )
 
 
@@ -70,7 +71,9 @@ def balance_verdict(memorisation: Sequence[tuple[str, Memorisation]]) -> Verdict
     for _, found in memorisation:
         # Half of what nothing but copies would give.
         telling = 0.5 + (found.balance_of_copies - 0.5) / 2
-        answers.append(_chance(found.balance, min(MOST_BALANCE, telling)))
+        answer = _chance(found.balance, min(MOST_BALANCE, telling))
+        # Below one half the two sets differ in more than who was used: the comparison says nothing.
+        answers.append("unclear" if found.balance.high < 0.5 else answer)
     first = memorisation[0][1]
     return Verdict(
         question="Do the samples lie nearer to the training scans than to others?",
@@ -79,9 +82,9 @@ def balance_verdict(memorisation: Sequence[tuple[str, Memorisation]]) -> Verdict
         found="; ".join(f"{_percent(found.balance)} by {title}" for title, found in memorisation)
         + f" are nearer to training scans, of {first.balance_cases:.0f} on each side; nothing but copies "
         f"would give {first.balance_of_copies:.0%}",
-        threshold=f"50 % is none; pass: the interval does not lie above 50 %, ends at {MOST_BALANCE:.0%} or "
-        "less and below half of what nothing but copies would give; fail: it lies above 50 %; unclear: too "
-        "few held-out patients to tell",
+        threshold=f"50 % is none; pass: the interval holds 50 %, ends at {MOST_BALANCE:.0%} or less and "
+        "below half of what nothing but copies would give; fail: it lies above 50 %; unclear: too few "
+        "held-out patients to tell, or it lies below 50 %, as where the two sets of scans differ",
     )
 
 
@@ -91,10 +94,11 @@ def membership_verdict(memorisation: Sequence[tuple[str, Memorisation]]) -> Verd
     return Verdict(
         question="Can somebody who holds a scan tell from the samples whether it was used for training?",
         about="privacy",
-        answer=worst([_chance(figure, MOST_AUC) for _, figure in figures]),
+        # Who can tell by nearness can tell by distance.
+        answer=worst(["fail" if f.high < 0.5 else _chance(f, MOST_AUC) for _, f in figures]),
         found="; ".join(f"area under the curve {figure} by {title}" for title, figure in figures),
-        threshold=f"0.5 is guessing; pass: the interval does not lie above 0.5 and ends at {MOST_AUC:.2f} "
-        "or less; fail: it lies above 0.5; unclear: too few held-out patients to tell",
+        threshold=f"0.5 is guessing; pass: the interval holds 0.5 and ends at {MOST_AUC:.2f} or less; fail: "
+        "it lies above or below 0.5; unclear: too few held-out patients to tell",
     )
 
 

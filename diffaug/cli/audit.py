@@ -153,7 +153,10 @@ def _held_out_part(dataset: "Dataset", subsets: list[str] | None, training: "Dat
     if dataset.split is None:
         if training is not None:
             raise DatasetError(
-                [f"{dataset.root} has no split that says which cases were held out: give --holdout FOLDER"]
+                [
+                    f"{dataset.root} has no split that says which cases were held out: give --split FILE "
+                    "(that of a fit is splits.json in its private folder), or --holdout FOLDER"
+                ]
             )
         if subsets:
             raise DatasetError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffaug.errors import DiffaugError
-from diffaug.evaluation.alignment import standard_rows
+from diffaug.evaluation.alignment import correlations
 from diffaug.evaluation.augmentation import alter
 from diffaug.evaluation.statistics import cluster_index
 from diffaug.generators.blocks import conv1, conv3, space_to_depth
@@ -85,16 +85,12 @@ def nt_xent(first: Tensor, second: Tensor, patients: Tensor, temperature: float 
         temperature: that the correlations are divided by.
     """
     count = len(first)
-    similarity = correlation(torch.cat([first, second]), torch.cat([first, second])) / temperature
+    both = torch.cat([first, second])
+    similarity = correlations(both, both) / temperature
     same = patients.repeat(2)[:, None] == patients.repeat(2)[None, :]
     partner = (torch.arange(2 * count, device=first.device) + count) % (2 * count)
     positive = F.one_hot(partner, 2 * count).bool()
     return F.cross_entropy(similarity.masked_fill(same & ~positive, -math.inf), partner)
-
-
-def correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Pearson's correlation of the rows of `(N, D)` with those of `(M, D)`: `(N, M)`, float32."""
-    return standard_rows(first) @ standard_rows(second).T
 
 
 def fit_embedder(

@@ -249,19 +249,6 @@ def membership_auc(
     return Interval(auc(sides[0][0], sides[1][0]), float(low), float(high))
 
 
-def correlations(first: ArrayLike, second: ArrayLike) -> Matrix:
-    """Pearson correlation of every row of one matrix `(N, D)` with every row of another `(M, D)`: `(N, M)`; 0
-    with a constant row."""
-    rows = []
-    for features in (first, second):
-        centred = np.asarray(features, dtype=np.float64)
-        centred = centred - centred.mean(1, keepdims=True)
-        norms = np.linalg.norm(centred, axis=1, keepdims=True)
-        rows.append(np.divide(centred, norms, out=np.zeros_like(centred), where=norms > 0))
-    product: Matrix = rows[0] @ rows[1].T
-    return product
-
-
 def _nearest_of_another(distances: Matrix, patients: Sequence[Hashable]) -> Matrix:
     """Distance of each case to the nearest one of another patient."""
     index = cluster_index(patients)

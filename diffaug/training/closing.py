@@ -36,6 +36,12 @@ def closing_audit(
                 "diffaug audit with scans of other patients before you share what this generator makes."
             )
             return
+    notes = []
+    if Generator.load(output).card.training.init is not None:
+        notes.append(
+            "The generator started from another one, whose training scans are not among these: what it may "
+            "have copied of them was not looked for, and they must not be among the held-out scans."
+        )
     samples = private / "audit" / "samples"
     generator = Generator.load(output).to(device)
     try:
@@ -47,7 +53,7 @@ def closing_audit(
             private / "audit",
             cache=private / "audit" / "cache",
             detector=private / FILE,
-            options=Options(device=device),
+            options=Options(device=device, notes=notes),
             progress=progress,
         )
     except DiffaugError as error:

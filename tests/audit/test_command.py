@@ -145,7 +145,7 @@ def test_a_training_dataset_without_split_needs_a_held_out_one(
     result = command(world.leaky, without_split(world, tmp_path, "train"), tmp_path / "out")
     assert result.exit_code == 1
     assert result.stdout == ""
-    assert "has no split that says which cases were held out: give --holdout" in result.stderr
+    assert "has no split that says which cases were held out: give --split" in result.stderr
     assert not (tmp_path / "out").exists()
     assert parts == []
 

@@ -12,6 +12,7 @@ from diffaug.audit.features import encoder_space
 from diffaug.audit.inspection import Inspection, find_detector
 from diffaug.audit.segmenting import LabelJudge, read_judge, write_segmenter
 from diffaug.audit.volumes import LEVELS, CaseSet, Sets
+from diffaug.datasets.manifest import CaseSource
 from diffaug.datasets.writing import Made
 from diffaug.errors import DiffaugError
 from diffaug.evaluation.embedding import fit_embedder
@@ -54,7 +55,7 @@ def sets() -> Sets:
 def file(sets: Sets, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = fit_embedder(sets.training.batch, sets.training.patients, steps=40, seed=0, batch=12)
     path = tmp_path_factory.mktemp("detector") / FILE
-    write_detector(model, encoder_space(model, sets, Progress(quiet=True)), sets, GRID, path)
+    write_detector(model, encoder_space(model, model, sets, Progress(quiet=True)), sets, GRID, path)
     return path
 
 
@@ -92,6 +93,13 @@ def test_structures_beyond_the_real_range_are_refused(detector: Detector) -> Non
     assert "volume" in small
     assert "volume" not in right
     assert "volume" in large
+
+
+def test_a_label_map_that_was_given_may_have_any_size(detector: Detector) -> None:
+    image = smooth(1, 9)[0]
+    source = CaseSource.model_construct(name="patient")
+    (found,) = Inspection(detector, LABELS, 1).refuse([made(image, 99)._replace(source=source)])
+    assert "volume" not in found
 
 
 def test_intensities_beyond_the_real_range_are_refused(detector: Detector) -> None:

@@ -5,25 +5,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 
 from diffaug.audit.features import (
     MOST_POOLED,
+    NamedSearch,
     Space,
     encoder_space,
     intensity_space,
     matrix_space,
     network_space,
+    twins,
 )
 from diffaug.audit.volumes import Sets
 from diffaug.errors import DiffaugError
-from diffaug.evaluation.alignment import aligned_correlations
+from diffaug.evaluation.alignment import aligned_correlations, registered_correlations
 from diffaug.evaluation.embedding import Embedder, embed, embed_mirrored, embed_shifted
-from diffaug.evaluation.memorisation import correlations
+from diffaug.evaluation.memorisation import Search
 from diffaug.progress import Progress
-from tests.audit.world import case_set, standard_sets
+from tests.audit.world import case_set, intensities_of, standard_sets
 
 QUIET = Progress(quiet=True)
+
+
+def correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of rows."""
+    return np.corrcoef(first, second)[: len(first), len(first) :]
 
 
 @pytest.fixture
@@ -54,7 +62,7 @@ def check_similarities(space: Space) -> None:
 
 
 def test_intensities_are_compared_voxel_by_voxel(sets: Sets) -> None:
-    space = intensity_space(sets, QUIET)
+    space = intensities_of(sets)
     check_similarities(space)
     assert np.array_equal(space.training, sets.training.images.reshape(20, -1))
     assert space.synthetic_to_training[0].argmax() == 3
@@ -62,7 +70,7 @@ def test_intensities_are_compared_voxel_by_voxel(sets: Sets) -> None:
 
 
 def test_searches_look_at_shifted_and_at_mirrored_cases(sets: Sets) -> None:
-    space = intensity_space(sets, QUIET)
+    space = intensities_of(sets)
     plain, mirrored = space.searches
     assert (plain.name, plain.title) == ("intensities", "raw intensities")
     assert (mirrored.name, mirrored.title) == ("intensities, mirrored", "raw intensities, mirrored")
@@ -77,19 +85,49 @@ def test_searches_look_at_shifted_and_at_mirrored_cases(sets: Sets) -> None:
 
 
 def test_intensities_are_compared_at_the_best_shift(sets: Sets) -> None:
-    space = intensity_space(sets, QUIET)
+    space = intensities_of(sets)
     held_out, training = sets.held_out.batch(range(12)), sets.training.batch(range(20))
-    plain, mirrored = (search.similarities for search in space.searches)
-    assert np.allclose(plain.held_out, aligned_correlations(held_out, training, 2), atol=1e-5)
     flips = [(2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)]
-    views = [aligned_correlations(held_out.flip(axes), training, 2) for axes in flips]
-    assert np.allclose(mirrored.held_out, torch.stack(views).amax(0), atol=1e-5)
+    for search, axes in zip(space.searches, ([()], flips), strict=True):
+        aligned = torch.stack([aligned_correlations(held_out.flip(a), training, 2) for a in axes]).amax(0)
+        found = torch.from_numpy(search.similarities.held_out).float()
+        # The two nearest may be turned and stretched, too; then they are no less alike.
+        assert (found > aligned - 1e-5).all()
+        assert ((found - aligned).abs() > 1e-5).sum(1).max() <= 3
+        nearest = aligned.argmax(1)
+        assert (found[range(12), nearest] > aligned[range(12), nearest] + 0.01).any()
+
+
+def test_what_another_search_found_is_turned_and_stretched() -> None:
+    """A training case turned so far that others are more alike as they are."""
+    sets = standard_sets()
+    turned = ndimage.rotate(sets.training.images[4][0].astype(float), 15, reshape=False, mode="nearest")
+    images = sets.synthetic.images.copy()
+    images[0] = turned
+    sets = sets._replace(synthetic=case_set("synthetic", images))
+    hint = np.zeros((len(sets.synthetic), len(sets.training)))
+    hint[0, 4] = 1
+    nothing = np.zeros((len(sets.held_out), len(sets.training)))
+    hints = [NamedSearch(name, name, Search(hint, nothing)) for name in "ab"]
+    found = intensity_space(sets, hints, QUIET).searches[0].similarities.synthetic[0]
+    pair = sets.synthetic.batch([0]), sets.training.batch([4])
+    assert found[4] == pytest.approx(float(registered_correlations(*pair)), abs=1e-5)
+    assert found.argmax() == 4
+
+
+def test_twins_are_named_as_they_are_or_mirrored(sets: Sets) -> None:
+    assert twins(sets) == []
+    images = sets.held_out.images.copy()
+    images[2], images[5] = sets.training.images[3], sets.training.images[6][:, ::-1]
+    doubled = sets._replace(held_out=case_set("held_out", images))
+    names = sets.training.names
+    assert twins(doubled) == [("held_out_2", names[3]), ("held_out_5", names[6])]
 
 
 def test_only_intensities_are_decisive(sets: Sets, embedder: Embedder) -> None:
     for space, decisive in (
-        (intensity_space(sets, QUIET), True),
-        (encoder_space(embedder, sets, QUIET), False),
+        (intensities_of(sets), True),
+        (encoder_space(embedder, embedder, sets, QUIET), False),
     ):
         assert [search.similarities.decisive for search in space.searches] == [decisive, decisive]
 
@@ -97,7 +135,7 @@ def test_only_intensities_are_decisive(sets: Sets, embedder: Embedder) -> None:
 def test_large_volumes_are_averaged_before_they_are_compared() -> None:
     rng = np.random.default_rng(1)
     sets = Sets(*(case_set(name, rng.normal(size=(3, 32, 16, 24))) for name in ("s", "t", "h")))
-    space = intensity_space(sets, QUIET)
+    space = intensities_of(sets)
     assert MOST_POOLED / 2 < space.training.shape[1] <= MOST_POOLED
     sides = 32 * 16 * 24 / space.training.shape[1]
     assert space.training.mean() == pytest.approx(sets.training.images.astype(float).mean(), abs=0.02)
@@ -106,7 +144,7 @@ def test_large_volumes_are_averaged_before_they_are_compared() -> None:
 
 
 def test_the_encoders_space_is_of_its_embeddings(sets: Sets, embedder: Embedder) -> None:
-    space = encoder_space(embedder, sets, QUIET)
+    space = encoder_space(embedder, embedder, sets, QUIET)
     check_similarities(space)
     volumes = sets.synthetic.batch(range(18))
     assert np.allclose(space.synthetic, embed(embedder, volumes), atol=0.05)
@@ -134,7 +172,7 @@ def test_a_network_gives_features_and_one_search(sets: Sets) -> None:
 def test_similarities_are_at_most_one(sets: Sets) -> None:
     """Rounding must not make a copy more than equal, or its distance negative."""
     copies = sets._replace(synthetic=case_set("synthetic", sets.training.images))
-    space = intensity_space(copies, QUIET)
+    space = intensities_of(copies)
     searched = space.searches[0].similarities.synthetic
     for similarities in (space.synthetic_to_training, space.training_to_training, searched):
         assert similarities.max() <= 1
@@ -176,6 +214,12 @@ def test_a_table_is_standardised_by_the_training_cases(few: Sets, tmp_path: Path
     (search,) = space.searches
     assert (search.name, search.title) == ("features", "your features (mine.csv)")
     assert np.allclose(search.similarities.synthetic, space.synthetic_to_training, atol=1e-6)
+
+
+def test_names_that_two_sets_share_are_refused(few: Sets, tmp_path: Path) -> None:
+    twice = few._replace(training=few.synthetic)
+    with pytest.raises(DiffaugError, match=r"two sets have a case s_0, and .*mine\.csv can have one row"):
+        matrix_space(table(tmp_path), twice)
 
 
 def test_rows_are_found_by_name_in_any_order_among_others(few: Sets, tmp_path: Path) -> None:

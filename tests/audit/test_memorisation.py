@@ -5,19 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from diffaug.audit.features import NamedSearch, Space, intensity_space
+from diffaug.audit.features import NamedSearch
 from diffaug.audit.memorisation import list_suspects, measure_memorisation, record_copies
 from diffaug.audit.record import Suspect
 from diffaug.audit.volumes import Sets
 from diffaug.evaluation.memorisation import CLEAR, Copies, Search, find_copies
 from diffaug.progress import Progress
-from tests.audit.world import case_set, standard_sets
+from tests.audit.world import case_set, intensities_of, standard_sets
 
 QUIET = Progress(quiet=True)
-
-
-def space_of(sets: Sets) -> Space:
-    return intensity_space(sets, QUIET)
 
 
 # -------- one space
@@ -27,7 +23,7 @@ def test_copies_move_every_figure_away_from_held_out_cases() -> None:
     sets = standard_sets(synthetic=20, training=20, held_out=16)
     noise = np.random.default_rng(1).normal(0, 0.1, sets.training.images.shape)
     copies = sets._replace(synthetic=case_set("copy", sets.training.images + noise))
-    found = measure_memorisation(space_of(copies), sets)
+    found = measure_memorisation(intensities_of(copies), sets)
     # Eight of twenty copies are drawn each time.
     assert found.matched == 8
     assert found.memorised_share == pytest.approx(0.4 + 0.6 * found.memorised_null, abs=0.1)
@@ -43,7 +39,7 @@ def test_copies_move_every_figure_away_from_held_out_cases() -> None:
 
 def test_strangers_figures_are_those_of_held_out_cases() -> None:
     sets = standard_sets(synthetic=40, training=40, held_out=40, seed=4)
-    found = measure_memorisation(space_of(sets), sets)
+    found = measure_memorisation(intensities_of(sets), sets)
     assert found.memorised_share == pytest.approx(found.memorised_null, abs=0.1)
     assert found.balance.low < 0.5 < found.balance.high
     assert found.membership_auc.low < 0.5 < found.membership_auc.high

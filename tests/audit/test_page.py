@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from diffaug.audit.features import intensity_space
 from diffaug.audit.page import MOST_SHOWN, WORDS, write_page
 from diffaug.audit.record import Figure, Report, Suspect, Utility
 from diffaug.audit.verdicts import LIMITS
-from diffaug.progress import Progress
 from tests.audit.conftest import Audited
-from tests.audit.world import standard_sets
+from tests.audit.world import intensities_of, standard_sets
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +23,7 @@ def page(leaky: Audited) -> str:
 def written(report: Report, path: Path) -> str:
     """The page of a report, with figures of made-up cases."""
     sets = standard_sets(MOST_SHOWN + 4, MOST_SHOWN + 4, 12)
-    write_page(report, [intensity_space(sets, Progress(quiet=True))], sets, [], path)
+    write_page(report, [intensities_of(sets)], sets, [], path)
     return path.read_text(encoding="utf-8")
 
 
@@ -155,7 +153,7 @@ def test_pages_of_copies_alone_can_be_drawn(leaky: Audited, tmp_path: Path) -> N
     copies = sets._replace(synthetic=sets.training, held_out=sets.training)
     report = leaky.report.model_copy(update={"suspects": []})
     path = tmp_path / "page.html"
-    write_page(report, [intensity_space(copies, Progress(quiet=True))], copies, [], path)
+    write_page(report, [intensities_of(copies)], copies, [], path)
     assert path.read_text().endswith("</html>\n")
 
 

@@ -157,6 +157,13 @@ def test_balance_and_membership(interval: Three, answer: Answer) -> None:
     assert "0.5 [0.45, 0.55] by raw intensities" in verdict.found
 
 
+@pytest.mark.parametrize("interval", [(0.2, 0.16, 0.24), (0.45, 0.42, 0.499)])
+def test_below_one_half_nothing_passes(interval: Three) -> None:
+    """Who can tell by nearness can tell by distance."""
+    assert balance_verdict([("encoder", memorisation(balance=interval))]).answer == "unclear"
+    assert membership_verdict([("encoder", memorisation(auc=interval))]).answer == "fail"
+
+
 # -------- fidelity
 
 

@@ -12,9 +12,12 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from diffaug.audit.auditing import Part
+from diffaug.audit.features import NamedSearch, Space, intensity_space
 from diffaug.audit.volumes import LEVELS, CaseSet, Sets
 from diffaug.datasets.reading import read_dataset
+from diffaug.evaluation.memorisation import Search
 from diffaug.generators.grid import Grid
+from diffaug.progress import Progress
 
 SHAPE = (16, 16, 16)
 AFFINE = np.diag([2.0, 2, 2, 1])
@@ -208,3 +211,10 @@ def standard_sets(synthetic: int = 18, training: int = 20, held_out: int = 12, s
         case_set("training", textures(training)),
         case_set("held_out", textures(held_out)),
     )
+
+
+def intensities_of(sets: Sets) -> Space:
+    """The space of intensities, without hints from another space."""
+    count = len(sets.training)
+    nothing = Search(np.zeros((len(sets.synthetic), count)), np.zeros((len(sets.held_out), count)))
+    return intensity_space(sets, [NamedSearch(name, name, nothing) for name in "ab"], Progress(quiet=True))
