@@ -208,8 +208,8 @@ def case_on_grid(case: CaseFiles, loaded: LoadedCase, grid: Grid) -> NDArray[np.
         return on_grid(loaded.image, label, loaded.affine, grid)
     except DiffaugError as error:
         raise DiffaugError(
-            f"{case.images[0]} cannot be compared on a grid of {grid.shape} voxels: {error}. Or take the case "
-            "out of the dataset"
+            f"{case.images[0]} cannot be compared on a grid of {grid.shape} voxels: {error}. Or take the "
+            "case out of the dataset"
         ) from error
 
 
