@@ -62,8 +62,8 @@ class Space:
         synthetic_to_held_out: similarities.
         held_out_to_training: similarities.
         training_to_training: similarities.
-        balance_to_training: similarities of synthetic cases by features that have seen training and held-out
-            cases alike.
+        balance_to_training: similarities of synthetic cases, of an encoder by one that has seen training and
+            held-out cases alike, of intensities at the best shift.
         balance_to_held_out: the same, to held-out cases.
         searches: for copies; by the largest similarity of shifted cases, and in a search of its own of
             mirrored ones, of which an encoder sees few and takes many for the same training cases. Raw
@@ -126,9 +126,10 @@ def encoder_space(model: Embedder, balanced: Embedder, sets: Sets, progress: Pro
 def intensity_space(sets: Sets, hints: Sequence[NamedSearch], progress: Progress) -> Space:
     """Standardised intensities of volumes averaged to at most 4096 voxels.
 
-    Copies are looked for at the best of all shifts of up to two of these voxels. The two training cases that
-    are most alike then, and the two that are by the search of `hints` for the same mirroring, are also turned
-    and stretched.
+    Whose scan a case is nearest to, and whether it is a copy, is judged at the best of all shifts of up to
+    two of these voxels: where in the volume a structure lies says nothing of whose it is. For copies the two
+    training cases that are most alike then, and the two that are by the search of `hints` for the same
+    mirroring, are also turned and stretched.
 
     Args:
         hints: the searches of another space.
@@ -146,7 +147,12 @@ def intensity_space(sets: Sets, hints: Sequence[NamedSearch], progress: Progress
                 _most_alike_intensities(held_out, training, flips, hint.similarities.held_out, task),
             )
             searches.append(NamedSearch(name + suffix, title + suffix, found))
-    return _space(name, title, [cases.flatten(1) for cases in volumes], searches)
+        to_training, to_held_out = (aligned_correlations(synthetic, cases, REACH) for cases in volumes[1:])
+    return replace(
+        _space(name, title, [cases.flatten(1) for cases in volumes], searches),
+        balance_to_training=_numbers(to_training),
+        balance_to_held_out=_numbers(to_held_out),
+    )
 
 
 def _most_alike_intensities(

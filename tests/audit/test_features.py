@@ -124,6 +124,18 @@ def test_twins_are_named_as_they_are_or_mirrored(sets: Sets) -> None:
     assert twins(doubled) == [("held_out_2", names[3]), ("held_out_5", names[6])]
 
 
+def test_the_balance_of_intensities_is_at_the_best_shift(sets: Sets) -> None:
+    space = intensities_of(sets)
+    made = sets.synthetic.batch(range(18))
+    for found, cases in (
+        (space.balance_to_training, sets.training),
+        (space.balance_to_held_out, sets.held_out),
+    ):
+        expected = aligned_correlations(made, cases.batch(range(len(cases))), 2)
+        assert np.allclose(found, expected, atol=1e-5)
+    assert space.balance_to_training[2].argmax() == 7
+
+
 def test_only_intensities_are_decisive(sets: Sets, embedder: Embedder) -> None:
     for space, decisive in (
         (intensities_of(sets), True),
