@@ -1,5 +1,5 @@
-"""Does the audit find copies? 20 altered training scans among 180 samples, in several draws; then two
-controls: noise, and the validation scans themselves in the place of samples.
+"""Does the audit find copies? 20 altered training scans among 180 samples, in several draws; 20 training
+scans altered alike, more and more; and two controls: noise, and validation scans in the place of samples.
 
 python benchmarks/memorisation/planted.py --samples BUILT --data SCANS --work CACHE
 
@@ -18,6 +18,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import affine_transform, rotate
 
 from diffaug.audit.auditing import Part, audit
 from diffaug.datasets.reading import Dataset, read_dataset
@@ -26,7 +27,7 @@ from diffaug.files import atomic_write_json
 from diffaug.progress import Progress
 
 HERE = Path(__file__).parent
-SAMPLES, DRAWS = 180, 5
+SAMPLES, DRAWS, ALTERED = 180, 5, 20
 # Voxels of a shift, share of the range that noise has, exponents of warped intensities, and the original's
 # weight in a blend.
 SHIFT, NOISE, GAMMAS, BLEND = 4, 0.1, (0.6, 1.6), 0.8
@@ -78,6 +79,44 @@ def blended(image: Volume, label: Volume, other: Volume, _: np.random.Generator)
     return BLEND * image + (1 - BLEND) * other[np.ix_(*index)] * (image.mean() / other.mean()), label
 
 
+def turned(degrees: float) -> Alter:
+    """Turned about the last axis."""
+
+    def alter(image: Volume, label: Volume, _: Volume, __: np.random.Generator) -> tuple[Volume, Volume]:
+        return rotate(image, degrees, reshape=False, order=1, mode="mirror"), rotate(
+            label, degrees, reshape=False, order=0, mode="mirror"
+        )
+
+    return alter
+
+
+def moved(voxels: int) -> Alter:
+    """Shifted by as many voxels along each axis; what comes in is the border."""
+
+    def alter(image: Volume, label: Volume, _: Volume, __: np.random.Generator) -> tuple[Volume, Volume]:
+        index = np.ix_(*(np.clip(np.arange(n) + voxels, 0, n - 1) for n in image.shape))
+        return image[index], label[index]
+
+    return alter
+
+
+def stretched(factor: float) -> Alter:
+    """Larger about the middle."""
+
+    def alter(image: Volume, label: Volume, _: Volume, __: np.random.Generator) -> tuple[Volume, Volume]:
+        offset = (np.array(image.shape) - 1) / 2 * (1 - 1 / factor)
+        return affine_transform(image, np.eye(3) / factor, offset, order=1, mode="mirror"), affine_transform(
+            label, np.eye(3) / factor, offset, order=0, mode="mirror"
+        )
+
+    return alter
+
+
+ALTERATIONS: dict[str, Alter] = {
+    **{f"shifted by {n} voxels": moved(n) for n in (1, 2, 4)},
+    **{f"turned by {n} degrees": turned(n) for n in (5, 8, 12, 17)},
+    **{f"stretched by {n}": stretched(n) for n in (1.1, 1.2)},
+}
 KINDS: list[tuple[Alter, int]] = [
     (exact, 3),
     (mirrored, 4),
@@ -132,16 +171,46 @@ def main() -> None:
                 "false": len(others),
                 "false_clear": sum(suspects[name].clear for name in others),
                 "samples": SAMPLES,
-                "explained_by_chance": sum(search.most for search in report.copies.searches)
-                * report.synthetic.cases,
-                "expected_by_chance": sum(search.expected for search in report.copies.searches)
-                * report.synthetic.cases,
+                "chance": {
+                    search.name: {"expected": search.expected, "most": search.most}
+                    for search in report.copies.searches
+                },
                 "answers": {verdict.question: verdict.answer for verdict in report.verdicts},
             }
         )
         progress.note(json.dumps(draws[-1]))
     atomic_write_json(options.results / "planted.json", draws)
+    found = {
+        name: altered(alter, training, held_out, options.work, progress)
+        for name, alter in ALTERATIONS.items()
+    }
+    atomic_write_json(options.results / "altered.json", found)
     atomic_write_json(options.results / "controls.json", controls(real, options.work, progress))
+
+
+def altered(alter: Alter, training: Part, held_out: Part, work: Path, progress: Progress) -> dict[str, int]:
+    """How many of 20 training scans, altered alike, are found beside their originals, and clear."""
+    folder = work / "altered"
+    shutil.rmtree(folder, ignore_errors=True)
+    originals = {}
+    for number, case in enumerate(training.cases[:: len(training.cases) // ALTERED][:ALTERED]):
+        loaded = load_case(case)
+        assert loaded.label is not None
+        image, label = loaded.image[0].astype(np.float32), loaded.label[0]
+        name = f"altered_{number:02d}"
+        save(folder, name, *alter(image, label, image, np.random.default_rng(number)), loaded.affine)
+        originals[name] = case.name
+    atomic_write_json(folder / "dataset.json", DESCRIPTION)
+    report = audit(
+        Part.whole(folder),
+        training,
+        held_out,
+        work / "audit-altered",
+        cache=work / "cache",
+        progress=progress,
+    )
+    right = [s for s in report.suspects if s.training == originals[s.synthetic]]
+    return {"scans": len(originals), "found": len(right), "clear": sum(s.clear for s in right)}
 
 
 def controls(real: Dataset, work: Path, progress: Progress) -> dict[str, Any]:

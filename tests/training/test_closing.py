@@ -104,3 +104,14 @@ def test_too_few_patients_make_no_audit_and_are_counted(
     command = ["build", str(tmp_path / "fit"), "--cases", "1", "--layout", "decathlon", "--device", "cpu"]
     built = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "built")])
     assert "has no audit on its card" in built.stderr
+
+
+@pytest.mark.usefixtures("quick")
+def test_scans_of_the_generator_that_a_fit_started_from_are_mentioned(
+    many_blobs: Path, plan_file: Path, tmp_path: Path
+) -> None:
+    dataset, quiet = read_dataset(many_blobs), Progress(quiet=True)
+    fit_generator(dataset, tmp_path / "first", plan=plan_file, audit=False, progress=quiet)
+    fit_generator(dataset, tmp_path / "second", plan=plan_file, init=str(tmp_path / "first"), progress=quiet)
+    report = json.loads((tmp_path / "second" / "private" / "audit" / "report.json").read_text())
+    assert any("started from another one" in note for note in report["notes"])
