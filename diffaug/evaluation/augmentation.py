@@ -49,13 +49,6 @@ def augment(
     return _alter_intensities(images.contiguous(), random), shares
 
 
-def alter(images: Tensor, mirror_axis: int | None, random: torch.Generator) -> Tensor:
-    """`augment` for a batch (B, C, I, J, K) without labels."""
-    grids = _sampling_grids(len(images), images.shape[2:], mirror_axis, random).to(images.device)
-    warped = F.grid_sample(images, grids, padding_mode="border", align_corners=True)
-    return _alter_intensities(warped.contiguous(), random)
-
-
 def _uniform(random: torch.Generator, n: int, *shape: int, limit: float, probability: float = 1.0) -> Tensor:
     """Numbers (n, *shape) between -limit and limit, zero for the cases that are left out by `probability`."""
     numbers = (torch.rand((n, *shape), generator=random) * 2 - 1) * limit

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from diffaug.errors import DiffaugError
 from diffaug.evaluation.alignment import correlations
-from diffaug.evaluation.augmentation import alter
+from diffaug.evaluation.augmentation import augment
 from diffaug.evaluation.statistics import cluster_index
 from diffaug.generators.blocks import conv1, conv3, space_to_depth
 from diffaug.generators.hardware import has_bfloat16
@@ -154,7 +154,8 @@ def view(images: Tensor, random: torch.Generator) -> Tensor:
     """Altered copies of a batch: turned, scaled, shifted, bent, with other contrast, noise and blur; half of
     them rolled, half of them blended with another case of the batch. They are not mirrored: `embed_mirrored`
     makes up for that."""
-    altered = alter(images, None, random)
+    no_labels = torch.zeros_like(images[:, :1], dtype=torch.int16)
+    altered, _ = augment(images, no_labels, 2, None, random)
     amounts = torch.randint(-ROLL, ROLL + 1, (len(images), 3), generator=random)
     amounts *= torch.rand((len(images), 1), generator=random) < 0.5
     pairs = zip(altered, amounts.tolist(), strict=True)
