@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,16 @@ def mirrored(image: Volume, label: Volume, _: Volume, rng: np.random.Generator) 
     return np.flip(image, axis), np.flip(label, axis)
 
 
+def shift(image: Volume, label: Volume, voxels: Sequence[int]) -> tuple[Volume, Volume]:
+    """Both shifted by as many voxels along each axis; what comes in is the border."""
+    along = zip(image.shape, voxels, strict=True)
+    index = np.ix_(*(np.clip(np.arange(n) + amount, 0, n - 1) for n, amount in along))
+    return image[index], label[index]
+
+
 def shifted(image: Volume, label: Volume, _: Volume, rng: np.random.Generator) -> tuple[Volume, Volume]:
     """Shifted along all axes; what comes in is the border."""
-    index = [np.clip(np.arange(n) + rng.integers(-SHIFT, SHIFT + 1), 0, n - 1) for n in image.shape]
-    return image[np.ix_(*index)], label[np.ix_(*index)]
+    return shift(image, label, [int(rng.integers(-SHIFT, SHIFT + 1)) for _ in image.shape])
 
 
 def noised(image: Volume, label: Volume, _: Volume, rng: np.random.Generator) -> tuple[Volume, Volume]:
@@ -91,11 +97,10 @@ def turned(degrees: float) -> Alter:
 
 
 def moved(voxels: int) -> Alter:
-    """Shifted by as many voxels along each axis; what comes in is the border."""
+    """Shifted by as many voxels along every axis."""
 
     def alter(image: Volume, label: Volume, _: Volume, __: np.random.Generator) -> tuple[Volume, Volume]:
-        index = np.ix_(*(np.clip(np.arange(n) + voxels, 0, n - 1) for n in image.shape))
-        return image[index], label[index]
+        return shift(image, label, [voxels] * 3)
 
     return alter
 

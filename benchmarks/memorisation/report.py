@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from diffaug.audit.verdicts import MOST_BALANCE
 from diffaug.files import atomic_path, atomic_write_text
 
 HERE = Path(__file__).parent
@@ -18,7 +19,6 @@ HERE = Path(__file__).parent
 STEP = "-step-"
 KINDS = {"plain": "as sampled", "rejected": "copies rejected"}
 COLOURS = {"encoder": "#0072b2", "intensities": "#e69f00"}
-MOST_BALANCE = 0.60
 
 Result = dict[str, Any]
 

@@ -23,9 +23,12 @@ from figures import segmenter_dice
 
 import diffaug
 from diffaug.audit.auditing import Part, audit
-from diffaug.audit.detector import FILE
+from diffaug.audit.detector import FILE, write_detector
+from diffaug.audit.encoder import STEPS, trained_encoder
+from diffaug.audit.features import encoder_space
 from diffaug.audit.inspection import inspect_by
 from diffaug.audit.record import Report
+from diffaug.audit.volumes import Sets, audit_grid, collect
 from diffaug.datasets.building import build_dataset
 from diffaug.datasets.reading import read_dataset
 from diffaug.datasets.volumes import load_case
@@ -54,6 +57,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("DIFFAUG_DATA"))
     parser.add_argument("--work", type=Path, required=True, help="folder for builds, encoder and segmenters")
     parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="cases built with rejection")
     parser.add_argument("--steps", type=int, default=12000, help="training steps of a segmenter")
     parser.add_argument("--sampler", help="default: the card's")
     parser.add_argument("--no-utility", action="store_true", help="train no segmenter")
@@ -78,19 +82,11 @@ def measure(name: str, options: argparse.Namespace) -> None:
     held_out = Part(real, [case for subset in HELD_OUT[options.subset] for case in subsets[subset].cases])
     how = {"layout": "decathlon", "sampler": options.sampler, "progress": progress}
     build_dataset(generator, work / "plain", cases=SAMPLES, **how)
-    detector = work / "thresholds" / FILE
+    detector = work / FILE
     if not detector.exists():
-        audit(
-            Part.whole(work / "plain"),
-            subsets["train"],
-            subsets["validation"],
-            work / "thresholds",
-            cache=cache,
-            detector=detector,
-            progress=progress,
-        )
+        thresholds(work / "plain", subsets["train"], subsets["validation"], cache, detector, progress)
     inspector = inspect_by(generator, detector, None)
-    build_dataset(generator, work / "rejected", cases=PAIRS, inspector=inspector, **how)
+    build_dataset(generator, work / "rejected", cases=options.pairs, inspector=inspector, **how)
     for kind in ("plain", "rejected"):
         file = options.results / options.subset / f"{generator.name}-{kind}.json"
         identity = {"manifest": sha256(work / kind / "manifest.json"), "audit": audit_hash()}
@@ -114,9 +110,25 @@ def measure(name: str, options: argparse.Namespace) -> None:
         utility(name, work / "rejected", options, progress)
 
 
+def thresholds(
+    folder: Path, training: Part, held_out: Part, cache: Path, detector: Path, progress: Progress
+) -> None:
+    """Write the detector of an audit of the samples in a folder, without the rest of the audit."""
+    samples = Part.whole(folder)
+    grid = audit_grid(samples.dataset)
+    sets = Sets(
+        *(
+            collect(part.dataset, part.cases, grid, cache, progress, name)
+            for name, part in (("synthetic", samples), ("training", training), ("held-out", held_out))
+        )
+    )
+    encoder = trained_encoder(sets.training, cache, STEPS, "cpu", progress)
+    write_detector(encoder, encoder_space(encoder, encoder, sets, progress), sets, grid, detector)
+
+
 def utility(name: str, folder: Path, options: argparse.Namespace, progress: Progress) -> None:
     """Dice of the reference segmenter trained on a built dataset, labelled by the judge where it has none."""
-    bench = Bench(name, options.subset, options.data, options.work, options.steps, PAIRS, 1)
+    bench = Bench(name, options.subset, options.data, options.work, options.steps, options.pairs, 1)
     file = options.results / options.subset / f"{bench.generator.name}-dice.json"
     identity = {
         "weights": bench.generator.weights_hash,

@@ -14,7 +14,12 @@ from torch.nn import functional as F
 
 from diffaug.audit.volumes import CaseSet, Sets
 from diffaug.errors import DiffaugError
-from diffaug.evaluation.alignment import aligned_correlations, correlations, registered_correlations
+from diffaug.evaluation.alignment import (
+    aligned_correlations,
+    correlations,
+    correlations_over_views,
+    registered_correlations,
+)
 from diffaug.evaluation.embedding import MIRRORED, Embedder, embed, embed_mirrored, embed_shifted
 from diffaug.evaluation.memorisation import Search
 from diffaug.progress import Progress, Task
@@ -223,12 +228,8 @@ def _gather(function: _OfVolumes, cases: CaseSet, task: Task) -> Tensor:
 
 def _most_alike(views: _OfVolumes, training: Tensor, cases: CaseSet, task: Task) -> Matrix:
     """Largest similarity of the views `(B, M, D)` of each case to each training case, by features."""
-    found = _gather(lambda volumes: _over_views(views(volumes), training), cases, task)
+    found = _gather(lambda volumes: correlations_over_views(views(volumes), training), cases, task)
     return _numbers(found)
-
-
-def _over_views(views: Tensor, training: Tensor) -> Tensor:
-    return correlations(views.flatten(0, 1), training).view(*views.shape[:2], -1).amax(1)
 
 
 def _batches(cases: CaseSet) -> Iterator[Tensor]:

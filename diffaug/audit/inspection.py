@@ -13,7 +13,7 @@ from diffaug.audit.volumes import LEVELS, on_grid
 from diffaug.datasets.manifest import InspectionRecord
 from diffaug.datasets.writing import Made
 from diffaug.errors import DiffaugError
-from diffaug.evaluation.alignment import correlations
+from diffaug.evaluation.alignment import correlations_over_views
 from diffaug.evaluation.embedding import embed_mirrored, embed_shifted
 from diffaug.files import PRIVATE
 from diffaug.generators.generator import Generator
@@ -98,7 +98,7 @@ class Inspection:
 
     def _most_alike(self, views: Tensor) -> Tensor:
         """Largest similarity `(B,)` of the views `(B, M, 64)` of each case to a training case."""
-        return correlations(views.flatten(0, 1), self.detector.training).view(len(views), -1).amax(1).cpu()
+        return correlations_over_views(views, self.detector.training).amax(1).cpu()
 
     def _misshapen(self, made: Made) -> bool:
         """Whether a structure is smaller or larger than any real one."""

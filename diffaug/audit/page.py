@@ -314,7 +314,8 @@ def _details(report: Report) -> str:
         f"<h2>How it was done</h2><p>Encoder: {escape(report.encoder)} (Dar et al., arXiv 2402.01054); "
         "tau is a 95th percentile; authenticity after Alaa et al. 2022, precision and recall after "
         "Kynkaanniemi et al. 2019, density and coverage after Naeem et al. 2020, MMD after Gretton et al. "
-        "2012, MS-SSIM after Wang et al. 2003; intervals of half-samples after Shao and Wu 1989. diffaug "
+        "2012, MS-SSIM after Wang et al. 2003. Intervals of the balance come from random exchanges of "
+        "patients between the sides, of other distributions from half-samples (Shao and Wu 1989). diffaug "
         f"{escape(report.version)}. All figures are in report.json.</p>"
         + _table(("Set", "SHA-256 of its files on the grid"), hashes)
     )

@@ -28,6 +28,11 @@ def correlations(first: Tensor, second: Tensor) -> Tensor:
     return (standard_rows(first) @ standard_rows(second).T).clamp(-1, 1)
 
 
+def correlations_over_views(views: Tensor, others: Tensor) -> Tensor:
+    """Largest correlation of any of the views `(N, V, D)` of a case with each row of `(M, D)`: `(N, M)`."""
+    return correlations(views.flatten(0, 1), others).view(*views.shape[:2], -1).amax(1)
+
+
 def aligned_correlations(first: Tensor, second: Tensor, reach: int) -> Tensor:
     """Pearson's correlation of each volume with each other one, at the shift at which it is largest.
 

@@ -29,7 +29,7 @@ class Audited(NamedTuple):
 
 def draw_less(patch: pytest.MonkeyPatch) -> None:
     """Intervals of an audit from fewer draws, which take most of its time on small volumes."""
-    patch.setattr(diffaug.audit.memorisation, "balance", partial(balance, half_samples=40))
+    patch.setattr(diffaug.audit.memorisation, "balance", partial(balance, exchanges=40))
     patch.setattr(diffaug.audit.memorisation, "membership_auc", partial(membership_auc, resamples=200))
     patch.setattr(diffaug.audit.fidelity, "DRAWS", 20)
     patch.setattr(diffaug.audit.fidelity, "HALF_SAMPLES", 40)
