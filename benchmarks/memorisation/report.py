@@ -15,7 +15,8 @@ from diffaug.audit.verdicts import MOST_BALANCE
 from diffaug.files import atomic_path, atomic_write_text
 
 HERE = Path(__file__).parent
-# In the names of generators of one training.
+# The bundled generator, and what the names of generators of its training have in common.
+NAME = "hippocampus-mr"
 STEP = "-step-"
 KINDS = {"plain": "as sampled", "rejected": "copies rejected"}
 COLOURS = {"encoder": "#0072b2", "intensities": "#e69f00"}
@@ -32,18 +33,25 @@ def main() -> None:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """What was measured of each generator: its audits by kind, and Dice where it is there. Those of one
-    training come first, by their steps."""
+    """What was measured of each generator: audits by kind, Dice by the cases and steps of a segmenter.
+    Those of the bundled generator's training come first, by their steps."""
     found: dict[str, Result] = {}
     for file in sorted(folder.glob("*.json")):
         content = json.loads(file.read_text())
-        result = found.setdefault(content["generator"]["name"], {"generator": content["generator"]})
+        own = content["generator"]
+        result = found.setdefault(own["name"], {"generator": own, "dice": {}})
         if "dice" in content:
-            result["dice"] = content["dice"]
+            result["dice"][content["cases"], content["steps"]] = content["dice"]
         else:
             result[content["kind"]] = content["report"]
     whole = [result for result in found.values() if all(kind in result for kind in KINDS)]
-    return sorted(whole, key=lambda r: (STEP not in r["generator"]["name"], r["generator"]["steps"]))
+    return sorted(whole, key=lambda r: (not of_curve(r), r["generator"]["steps"]))
+
+
+def of_curve(result: Result) -> bool:
+    """Whether a generator is of the bundled one's training."""
+    name = result["generator"]["name"]
+    return name == NAME or name.startswith(NAME + STEP)
 
 
 def table(results: list[Result]) -> list[str]:
@@ -51,7 +59,7 @@ def table(results: list[Result]) -> list[str]:
     head = [
         *("generator", "steps", "samples", "clear copies", "suspected"),
         *("balance, encoder", "balance, intensities", "membership, encoder", "membership, intensities"),
-        *("training scans matched (null)", "privacy", "Dice"),
+        *("training scans matched (null)", "privacy", "Dice (cases; steps)"),
     ]
     rows = [row(result, kind) for result in results for kind in KINDS]
     return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
@@ -62,7 +70,7 @@ def row(result: Result, kind: str) -> list[str]:
     generator, report = result["generator"], result[kind]
     memorisation = {space["name"]: space["memorisation"] for space in report["spaces"]}
     own = memorisation["encoder"]
-    dice = result.get("dice") if kind == "rejected" else None
+    dice = result["dice"] if kind == "rejected" else {}
     return [
         generator["name"],
         f"{generator['steps']}",
@@ -73,7 +81,7 @@ def row(result: Result, kind: str) -> list[str]:
         *(interval(memorisation[space]["membership_auc"], 2) for space in COLOURS),
         f"{own['memorised_share']:.3f} ({own['memorised_null']:.3f})",
         ", ".join(v["answer"] for v in report["verdicts"] if v["about"] == "privacy"),
-        interval(dice, 3) if dice else "",
+        "; ".join(f"{interval(f, 3)} ({cases}; {steps})" for (cases, steps), f in sorted(dice.items())),
     ]
 
 
@@ -85,7 +93,7 @@ def interval(figure: dict[str, float], digits: int) -> str:
 
 def plot_curve(results: list[Result], path: Path) -> None:
     """Memorisation and utility over the steps of one training."""
-    curve = [result for result in results if STEP in result["generator"]["name"]]
+    curve = [result for result in results if of_curve(result)]
     if not curve:
         return
     figure = Figure(figsize=(11, 3.6), layout="constrained")
@@ -99,9 +107,10 @@ def plot_curve(results: list[Result], path: Path) -> None:
     balance.axhline(MOST_BALANCE, color="#a33100", linewidth=0.8, linestyle=":")
     balance.set(title="balance (0.5: nothing memorised)", ylabel="share nearer to training scans")
     membership.set(title="membership inference", ylabel="area under the curve")
-    scored = [(r["generator"]["steps"], r["dice"]) for r in curve if "dice" in r]
+    scored = [(r["generator"]["steps"], r["dice"][min(r["dice"])]) for r in curve if r["dice"]]
     if scored:
-        draw(dice, scored, "#009e73", "-", "200 samples, copies rejected")
+        cases, steps = min(min(r["dice"]) for r in curve if r["dice"])
+        draw(dice, scored, "#009e73", "-", f"{cases} samples, copies rejected; {steps} steps")
     dice.set(title="a U-Net trained on samples alone", ylabel="Dice on held-out scans")
     for axes in (balance, membership, dice):
         axes.set_xlabel("training steps of the denoiser")

@@ -58,7 +58,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for builds, encoder and segmenters")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--pairs", type=int, default=PAIRS, help="cases built with rejection")
-    parser.add_argument("--steps", type=int, default=12000, help="training steps of a segmenter")
+    parser.add_argument("--trained-on", type=int, default=PAIRS, help="those of them that train a segmenter")
+    parser.add_argument("--steps", type=int, default=12000, help="training steps of the segmenter")
     parser.add_argument("--sampler", help="default: the card's")
     parser.add_argument("--no-utility", action="store_true", help="train no segmenter")
     options = parser.parse_args()
@@ -128,19 +129,21 @@ def thresholds(
 
 def utility(name: str, folder: Path, options: argparse.Namespace, progress: Progress) -> None:
     """Dice of the reference segmenter trained on a built dataset, labelled by the judge where it has none."""
-    bench = Bench(name, options.subset, options.data, options.work, options.steps, options.pairs, 1)
-    file = options.results / options.subset / f"{bench.generator.name}-dice.json"
+    count, steps = options.trained_on, options.steps
+    bench = Bench(name, options.subset, options.data, options.work, steps, count, 1)
+    file = options.results / options.subset / f"{bench.generator.name}-dice-{count}-{steps}.json"
     identity = {
         "weights": bench.generator.weights_hash,
         "manifest": sha256(folder / "manifest.json"),
         "segmenter": bench.segmenter_hash,
-        "steps": options.steps,
+        "steps": steps,
     }
     if file.exists() and json.loads(file.read_text())["identity"] == identity:
         progress.note(f"{file}: there")
         return
-    cases = read_built(folder, bench)
-    model = bench.kept(f"built-{sha256(folder / 'manifest.json')[:16]}", cases, seed=0, steps=options.steps)
+    cases = read_built(folder, bench, count)
+    kept = f"built-{sha256(folder / 'manifest.json')[:16]}-{count}-steps{steps}"
+    model = bench.kept(kept, cases, seed=0, steps=steps)
     held_out = bench.held_out
     scores = np.nanmean(segmenter_dice(model, held_out.images, held_out.labels), 1)
     found = mean_interval(scores, held_out.patients)
@@ -150,15 +153,16 @@ def utility(name: str, folder: Path, options: argparse.Namespace, progress: Prog
             "identity": identity,
             "generator": named(bench.generator),
             "cases": len(cases),
+            "steps": steps,
             "dice": found._asdict(),
         },
     )
     progress.note(f"{file}: {found}")
 
 
-def read_built(folder: Path, bench: Bench) -> Cases:
-    """The cases of a built dataset, on the benchmark's grid as they are."""
-    loaded = [load_case(case) for case in read_dataset(folder).cases]
+def read_built(folder: Path, bench: Bench, count: int) -> Cases:
+    """The first cases of a built dataset, on the benchmark's grid as they are."""
+    loaded = [load_case(case) for case in read_dataset(folder).cases[:count]]
     images = torch.stack([torch.from_numpy(case.image) for case in loaded])
     if loaded[0].label is None:
         labels = predict(bench.judge, standardise(images)).short()

@@ -138,7 +138,7 @@ def build(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     loaded = load(generator).to(device)
     progress = Progress()
-    if note := loaded.card.audit_note:
+    if note := loaded.card.audit_note(rejecting=reject_copies):
         progress.note(note)
     inspector = None
     if reject_copies:

@@ -119,7 +119,7 @@ class Job:
             f"{self.verb} by {generator.name}, licence {generator.card.licence}: "
             f"{', '.join([*used, f'{seconds:.1f} s on {generator.device}'])}"
         )
-        if self.verb in _MAKING and (note := generator.card.audit_note):
+        if self.verb in _MAKING and (note := generator.card.audit_note()):
             progress.note(note)
         typer.echo(json.dumps(record) if self.as_json else "\n".join(map(str, self.outputs)))
 

@@ -290,6 +290,7 @@ class _Builder:
             versions=versions(),
             device=self._device(),
             audit=card.audit.answer if card.audit else None,
+            audit_with_rejection=card.audit is not None and card.audit.rejection,
         )
 
     def _survey(self) -> _Survey:

@@ -78,7 +78,7 @@ def readme(header: Manifest) -> str:
         "",
         f"- Licence: {header.licence}",
         f"- Generator: {settings.generator.name}, weights {settings.generator.weights}",
-        f"- Audit of the generator: {AUDITS[header.audit]}",
+        f"- Audit of the generator: {AUDITS[header.audit]}{_unlike(header)}",
         *_inspection(header),
         *([f"- Source: {origin.name}"] if origin else []),
         *([f"- Label ids, here -> of the {theirs}: {renumbered}"] if renumbered else []),
@@ -94,6 +94,13 @@ def readme(header: Manifest) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _unlike(header: Manifest) -> str:
+    """What makes this dataset another one than that of the generator's audit."""
+    if not header.audit_with_rejection or header.settings.inspection is not None:
+        return ""
+    return " (among samples of which copies had been refused; here none was)"
 
 
 def _inspection(header: Manifest) -> list[str]:

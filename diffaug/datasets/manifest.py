@@ -176,6 +176,7 @@ class Manifest(_Part):
         versions: of whatever decides bytes.
         device: what the networks ran on.
         audit: answer of the generator's own audit (pass, unclear or fail), or None where its card has none.
+        audit_with_rejection: whether copies had been refused among the samples of that audit.
         inspected: numbers of candidates, where they were looked at.
         files: SHA-256 of the files that belong to no case.
     """
@@ -190,6 +191,7 @@ class Manifest(_Part):
     versions: dict[str, str]
     device: str
     audit: str | None = None
+    audit_with_rejection: bool = False
     inspected: Inspected | None = None
     files: dict[str, str] = Field(default={})
     cases: list[CaseRecord] = Field(default=[])

@@ -230,21 +230,25 @@ class Card(_Part):
             guidance = defaults.guidance_of(verb) if self.labels else 1.0
         return Sampling(sampler or defaults.sampler, steps, guidance, defaults.shift)
 
-    @property
-    def audit_note(self) -> str | None:
+    def audit_note(self, *, rejecting: bool = False) -> str | None:
         """What to know before using what the generator makes; None where its audit passed, or is unclear in
-        nothing but the use of what it makes."""
+        nothing but the use of what it makes.
+
+        Args:
+            rejecting: whether copies are refused, as they may have been among the samples of the audit.
+        """
         if self.audit is None:
             return f"{self.name} has no audit on its card: whether it copies its training scans is unknown"
         failed = [verdict.question for verdict in self.audit.verdicts if verdict.answer == "fail"]
         if failed:
             return f"{self.name} failed its audit: {' '.join(failed)}"
+        notes = []
         unclear = [v.question for v in self.audit.verdicts if (v.about, v.answer) == ("privacy", "unclear")]
         if unclear:
-            return f"the audit of {self.name} leaves open: {' '.join(unclear)}"
-        if self.audit.rejection:
-            return f"{self.name} was audited with --reject-copies alone: build with it, too"
-        return None
+            notes.append(f"the audit of {self.name} leaves open: {' '.join(unclear)}")
+        if self.audit.rejection and not rejecting:
+            notes.append(f"{self.name} was audited with --reject-copies alone: build with it, too")
+        return "; ".join(notes) or None
 
     def to_grid(self) -> Grid:
         """The grid as geometry."""

@@ -15,7 +15,7 @@ from diffaug.datasets.reading import read_dataset
 from diffaug.datasets.training_scans import record_training_scans
 from diffaug.errors import DiffaugError
 from diffaug.files import atomic_write_json
-from diffaug.generators.card import read_card
+from diffaug.generators.card import card_json, read_card
 from diffaug.generators.generator import Generator
 from diffaug.progress import Progress
 from tests.conftest import make_tiny_generator
@@ -54,7 +54,7 @@ def test_the_card_holds_the_answers_and_nothing_else_changes(
     assert [(v.question, v.answer) for v in card.audit.verdicts] == [("0?", "pass"), ("1?", "fail")]
     assert (card.audit.answer, card.audit.samples, card.audit.rejection) == ("fail", 2, False)
     assert card.model_copy(update={"audit": None}) == before
-    assert card.audit_note == "tiny failed its audit: 1?"
+    assert card.audit_note() == "tiny failed its audit: 1?"
     assert Generator.load(folder).card.audit == card.audit
 
 
@@ -80,11 +80,16 @@ def test_an_audit_of_inspected_samples_says_so(
     card = put_on_card(folder, samples, report("pass"))
     assert card.audit is not None
     inspected = card.model_copy(update={"audit": card.audit.model_copy(update={"rejection": True})})
-    assert inspected.audit_note == "tiny was audited with --reject-copies alone: build with it, too"
+    assert inspected.audit_note() == "tiny was audited with --reject-copies alone: build with it, too"
+    assert inspected.audit_note(rejecting=True) is None
+    atomic_write_json(folder / "card.json", card_json(inspected))
+    build_dataset(Generator.load(folder), tmp_path / "more", cases=1, steps=1, layout="decathlon")
+    text = (tmp_path / "more" / "README.md").read_text()
+    assert "no question failed (among samples of which copies had been refused; here none was)" in text
 
 
 def test_a_card_without_an_audit_says_so(tiny_generator_folder: Path) -> None:
-    note = read_card(tiny_generator_folder / "card.json").audit_note
+    note = read_card(tiny_generator_folder / "card.json").audit_note()
     assert note is not None
     assert "tiny has no audit on its card" in note
 
@@ -95,13 +100,13 @@ def test_a_question_of_privacy_that_is_left_open_is_told(
     folder = tmp_path / "tiny"
     shutil.copytree(tiny_generator_folder, folder)
     card = put_on_card(folder, samples, report("unclear", "pass"))
-    assert card.audit_note == "the audit of tiny leaves open: 0?"
+    assert card.audit_note() == "the audit of tiny leaves open: 0?"
 
 
 def test_unclear_use_needs_no_note(tiny_generator_folder: Path, samples: Path, tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
     shutil.copytree(tiny_generator_folder, folder)
-    assert put_on_card(folder, samples, report("pass", "unclear")).audit_note is None
+    assert put_on_card(folder, samples, report("pass", "unclear")).audit_note() is None
     build_dataset(Generator.load(folder), tmp_path / "more", cases=1, steps=1, layout="decathlon")
     assert read_manifest(tmp_path / "more" / "manifest.json").audit == "unclear"
 

@@ -43,24 +43,27 @@ def write_audits(folder: Path, name: str, steps: int) -> None:
     for kind in ("plain", "rejected"):
         content = {"generator": generator, "kind": kind, "report": report}
         (folder / f"{name}-{kind}.json").write_text(json.dumps(content))
-    dice = {"generator": generator, "dice": figure(0.8)}
-    (folder / f"{name}-dice.json").write_text(json.dumps(dice))
+    for cases, value in ((200, 0.8), (500, 0.9)):
+        dice = {"generator": generator, "cases": cases, "steps": 6000, "dice": figure(value)}
+        (folder / f"{name}-dice-{cases}-6000.json").write_text(json.dumps(dice))
 
 
 def test_the_table_has_a_row_for_each_audit_and_the_training_first(tmp_path: Path) -> None:
     report = module("report")
-    for name, steps in (("zoo-step-2000", 2000), ("zoo", 2000), ("zoo-step-500", 500)):
+    own = report.NAME
+    for name, steps in ((f"{own}-step-2000", 2000), ("zoo", 2000), (own, 3000), (f"{own}-step-500", 500)):
         write_audits(tmp_path, name, steps)
     # Not yet measured with rejection.
     write_audits(tmp_path, "half", 9)
     (tmp_path / "half-rejected.json").unlink()
     results = report.read_results(tmp_path)
-    assert [result["generator"]["name"] for result in results] == ["zoo-step-500", "zoo-step-2000", "zoo"]
+    names = [result["generator"]["name"] for result in results]
+    assert names == [f"{own}-step-500", f"{own}-step-2000", own, "zoo"]
     lines = report.table(results)
-    assert len(lines) == 2 + 6
+    assert len(lines) == 2 + 8
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[2].startswith("| zoo-step-500 | 500 | as sampled | 1 | 7 of 200 | 0.05 [-0.05, 0.15] |")
-    assert lines[3].endswith("| fail | 0.800 [0.700, 0.900] |")
+    assert lines[2].startswith(f"| {own}-step-500 | 500 | as sampled | 1 | 7 of 200 | 0.05 [-0.05, 0.15] |")
+    assert lines[3].endswith("| fail | 0.800 [0.700, 0.900] (200; 6000); 0.900 [0.800, 1.000] (500; 6000) |")
     report.plot_curve(results, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
