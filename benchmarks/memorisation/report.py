@@ -26,10 +26,13 @@ Result = dict[str, Any]
 
 def main() -> None:
     """Write `table.md` and `curve.png` of each subset, from what is there."""
-    for folder in sorted(HERE.glob("results/*/")):
+    gaps = [json.loads(file.read_text()) for file in sorted(HERE.glob("results/gap/*.json"))]
+    gaps = sorted((gap for gap in gaps if of_curve(gap)), key=lambda gap: gap["generator"]["steps"])
+    for subset in ("validation", "test"):
+        folder = HERE / "results" / subset
         if results := read_results(folder):
             atomic_write_text(folder / "table.md", "\n".join(table(results)) + "\n")
-            plot_curve(results, folder / "curve.png")
+            plot_curve(results, gaps, folder / "curve.png")
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -91,13 +94,18 @@ def interval(figure: dict[str, float], digits: int) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def plot_curve(results: list[Result], path: Path) -> None:
+def plot_curve(results: list[Result], gaps: list[Result], path: Path) -> None:
     """Memorisation and utility over the steps of one training."""
     curve = [result for result in results if of_curve(result)]
     if not curve:
         return
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    balance, membership, dice = figure.subplots(1, 3)
+    figure = Figure(figsize=(14, 3.6), layout="constrained")
+    gap, balance, membership, dice = figure.subplots(1, 4)
+    for n, level in enumerate([found["level"] for found in gaps[0]["levels"]] if gaps else []):
+        points = [(one["generator"]["steps"], 100 * one["levels"][n]["excess"]) for one in gaps]
+        gap.plot(*zip(*points, strict=True), marker="o", markersize=3, label=f"noise level {level}")
+    gap.axhline(0, color="0.4", linewidth=0.8)
+    gap.set(title="the denoiser's own error", ylabel="% larger on scans that it did not see")
     for axes, name in ((balance, "balance"), (membership, "membership_auc")):
         for kind, style in (("plain", "--"), ("rejected", "-")):
             for space, points in over_steps(curve, kind, name):
@@ -112,7 +120,7 @@ def plot_curve(results: list[Result], path: Path) -> None:
         cases, steps = min(min(r["dice"]) for r in curve if r["dice"])
         draw(dice, scored, "#009e73", "-", f"{cases} samples, copies rejected; {steps} steps")
     dice.set(title="a U-Net trained on samples alone", ylabel="Dice on held-out scans")
-    for axes in (balance, membership, dice):
+    for axes in (gap, balance, membership, dice):
         axes.set_xlabel("training steps of the denoiser")
         axes.legend(frameon=False, fontsize=7)
     with atomic_path(path) as temporary:

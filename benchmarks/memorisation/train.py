@@ -1,6 +1,6 @@
-"""Train the denoiser of `hippocampus-mr` once more, on its own autoencoders, and keep six generators.
+"""Train the denoiser of `hippocampus-mr` once more, on its own autoencoders, and keep twenty generators.
 
-Stopped at any moment, the same command goes on.
+Stopped at any moment, the same command goes on; `--as-it-is` writes the generators that it has by then.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from diffaug.training.subsets import split_cases
 from diffaug.zoo import load
 
 NAME = "hippocampus-mr"
-# The learning rate falls from the sixth tenth of the steps on.
-SNAPSHOTS, KEPT = 20, (2, 4, 6, 8, 12, 16, 20)
+# The learning rate falls from the twelfth of them on.
+SNAPSHOTS = 20
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds Task04_Hippocampus")
     parser.add_argument("--output", type=Path, required=True, help="folder of the generators")
     parser.add_argument(
-        "--as-it-is", action="store_true", help="train no further: write the generators that are due by now"
+        "--as-it-is", action="store_true", help="train no further: write the generators that are there"
     )
     options = parser.parse_args()
 
@@ -45,7 +45,7 @@ def main() -> None:
     progress = Progress()
     if not options.as_it_is:
         train(plan, model, options.data / "Task04_Hippocampus", private, progress)
-    for step in (training.snapshot_steps[number - 1] for number in KEPT):
+    for step in training.snapshot_steps:
         file = private / "snapshots" / f"step_{step:06d}.safetensors"
         if not file.exists():
             continue

@@ -50,6 +50,7 @@ from diffaug.evaluation.memorisation import find_copies
 from diffaug.files import PRIVATE, atomic_write_text
 from diffaug.generators.card import CardGrid
 from diffaug.generators.grid import Grid
+from diffaug.generators.hardware import check_device
 from diffaug.progress import Progress
 from diffaug.version import __version__
 
@@ -129,6 +130,7 @@ def audit(
     """
     options, progress = options or Options(), progress or Progress(quiet=True)
     cache = cache or output / PRIVATE
+    check_device(options.device)
     notes = _check(synthetic, training, held_out)
     if options.utility:
         check_labels(*((part.dataset, part.cases) for part in (synthetic, training, held_out)))

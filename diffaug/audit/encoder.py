@@ -52,9 +52,21 @@ def trained_encoder(
 
     if not file.exists():
         title = "training the encoder" + ("" if held_out is None else " of both sides")
+        done = 0
         with progress.task(title, total=steps) as task:
+
+            def show(step: int, loss: float) -> None:
+                nonlocal done
+                task.advance(step - done, loss=loss)
+                done = step
+
             model = fit_embedder(
-                cases, patients, steps=steps, seed=0, on_step=lambda _, loss: task.advance(loss=loss)
+                cases,
+                patients,
+                steps=steps,
+                seed=0,
+                checkpoint=file.with_suffix(".training"),
+                on_step=show,
             )
         with atomic_path(file) as temporary:
             save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)

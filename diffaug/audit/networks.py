@@ -73,7 +73,10 @@ def _read(file: Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         # Whatever a damaged or foreign file makes the readers raise.
-        raise DiffaugError(f"{file} cannot be read as weights: {error}") from error
+        raise DiffaugError(
+            f"{file} cannot be read as weights ({str(error) or type(error).__name__}): give safetensors, or "
+            "what torch.save made of a state dict"
+        ) from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not (isinstance(content, dict) and all(isinstance(value, Tensor) for value in content.values())):
         raise DiffaugError(f"{file} holds no state dict: save the network's state_dict()")

@@ -30,7 +30,8 @@ PRIVACY = {
     "pass": "Nothing was found that speaks against sharing. That is evidence, not proof: see the last "
     "section.",
     "unclear": "Nothing speaks against sharing so far, but with so few held-out patients that says little.",
-    "fail": "Do not share this data: it holds, or gives away, scans that trained the generator.",
+    "fail": "Do not share this data before you know why it failed a question, and what that means for those "
+    "whose scans trained the generator:",
 }
 USE = {
     "pass": "The samples are as true to life, and as varied, as scans, by what was measured.",
@@ -38,6 +39,10 @@ USE = {
     "you.",
     "fail": "Do not train on this data before you have looked at what differs.",
 }
+PATIENTS = (
+    "Each answer stands alone: of generators that memorised nothing up to 15 % fail one of the questions "
+    "about privacy by chance. How much can be said depends on the number of held-out patients."
+)
 # For readers who are no statisticians.
 TERMS = {
     "interval": "What stands in brackets: the range that holds the true value in 19 of 20 audits. Wide ones "
@@ -114,11 +119,12 @@ def write_page(
 def _head(report: Report) -> str:
     cases = f"{report.synthetic.cases} synthetic cases"
     privacy, use = report.answer_about("privacy"), report.answer_about("use")
+    failed = [v.question for v in report.verdicts if (v.about, v.answer) == ("privacy", "fail")]
     return (
         f"<h1>Audit of {escape(report.synthetic.name)}</h1>\n<p>{cases}, compared with "
         f"{report.training.cases} scans that trained their generator and {report.held_out.cases} scans of "
-        f'other patients.</p>\n<div class="box"><p>{_answer(privacy)} <b>Privacy.</b> {PRIVACY[privacy]}</p>'
-        f"<p>{_answer(use)} <b>Use.</b> {USE[use]}</p></div>"
+        f'other patients.</p>\n<div class="box"><p>{_answer(privacy)} <b>Privacy.</b> {PRIVACY[privacy]} '
+        f"{escape(' '.join(failed))}</p><p>{_answer(use)} <b>Use.</b> {USE[use]}</p></div>"
         '<p class="small">This page and report.json name real scans and show those that suspected copies '
         "resemble: they stay with those who may see these scans.</p>"
     )
@@ -129,8 +135,10 @@ def _verdicts(report: Report) -> str:
         (_answer(v.answer), f"<b>{escape(v.question)}</b><br>{escape(v.found)}", escape(v.threshold))
         for v in report.verdicts
     ]
-    return "<h2>Questions and answers</h2>" + _table(
-        ("Answer", "Question, and what was found", "Threshold"), rows
+    return (
+        "<h2>Questions and answers</h2>"
+        + _table(("Answer", "Question, and what was found", "Threshold"), rows)
+        + f'<p class="small">{PATIENTS} Words are explained under Terms, further below.</p>'
     )
 
 
@@ -237,8 +245,8 @@ def _suspects(report: Report, sets: Sets) -> str:
             lambda figure: _draw_pairs(figure, found, sets),
             (9.6, 1.65 * len(found) + 0.3),
             "Each suspected sample (left three slices) and the training scan that it resembles (right "
-            "three; its mirror image where that was found alike), through the middle of the volume. Judge "
-            "for yourself: the same person, or only the same organ?",
+            "three; its mirror image where that was found alike), through the middle of the volume, numbered "
+            "as in the table below. Judge for yourself: the same person, or only the same organ?",
         )
         + _table(("", "Sample", "Training scan", "Found by", "Similarity", "Clear"), rows)
         + (f"<p>{more} more are listed in report.json.</p>" if more else "")
@@ -391,13 +399,14 @@ def _draw_matches(figure: "Figure", copies: CopyRecord, spaces: Sequence[Space])
 
 def _draw_pairs(figure: "Figure", suspects: Sequence[Suspect], sets: Sets) -> None:
     panels = figure.subplots(len(suspects), 6, squeeze=False)
-    for row, suspect in zip(panels, suspects, strict=True):
+    for number, (row, suspect) in enumerate(zip(panels, suspects, strict=True), 1):
         sample = _volume(sets.synthetic, suspect.synthetic)
         scan = _volume(sets.training, suspect.training)
-        title = suspect.training
+        # Names are too long for a picture: rows have the numbers of the table below.
+        title = f"{number}: training scan"
         if suspect.search.endswith(MIRROR):
             scan, title = _mirrored_like(scan, sample), f"{title}, mirrored"
-        for offset, volume, name in ((0, sample, suspect.synthetic), (3, scan, title)):
+        for offset, volume, name in ((0, sample, f"{number}: sample"), (3, scan, title)):
             for axis in range(3):
                 _slice(row[offset + axis], volume, axis)
             row[offset].set_title(name, fontsize=8, loc="left")

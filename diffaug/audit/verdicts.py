@@ -51,7 +51,8 @@ def copy_verdict(copies: CopyRecord, samples: int) -> Verdict:
     if copies.clear_copies or exceeding:
         answer = "fail"
     found = "; ".join(
-        f"{s.copies} by {s.title} (chance explains {s.most * samples:.0f})" for s in copies.searches
+        f"{s.copies} by {s.title} (an honest generator: up to {s.most * samples:.0f})"
+        for s in copies.searches
     )
     return Verdict(
         question="Are there copies of training scans among the samples?",
@@ -209,4 +210,4 @@ def _close(beside: Beside) -> Answer:
 
 
 def _percent(figure: Figure) -> str:
-    return f"{figure.value:.0%} [{figure.low:.0%}, {figure.high:.0%}]"
+    return f"{figure.value:.1%} [{figure.low:.1%}, {figure.high:.1%}]"

@@ -115,10 +115,13 @@ def collect(
 ) -> CaseSet:
     """Bring cases onto the grid, a case at a time, and keep them in `folder`; what is there is used again.
 
+    The cases of a set are in the order of their names, whatever order they are given in.
+
     Raises:
         DatasetError: a file cannot be read.
         DiffaugError: a volume cannot be placed on the grid; names the file.
     """
+    cases = sorted(cases, key=lambda case: case.name)
     digest = _digest(dataset, cases, grid)
     files = [folder / f"{digest[:16]}.npy", folder / f"{digest[:16]}.json"]
     if not all(file.exists() for file in files):

@@ -51,7 +51,9 @@ def readme(header: Manifest) -> str:
     if parameters.strength is not None:
         command.append(f"--strength {parameters.strength:g}")
     if settings.inspection is not None:
-        command.append("--reject-copies")
+        command.append("--reject-copies --detector DETECTOR")
+        if settings.inspection.segmenter is not None:
+            command.append("--segmenter SEGMENTER")
     if parameters.allow_label_drift:
         command.append("--allow-label-drift")
     command += [f"--label-mapping {old}={new}" for old, new in settings.label_mapping.items()]
@@ -92,8 +94,19 @@ def readme(header: Manifest) -> str:
         " ".join(command),
         "```",
         "",
+        *_needed(settings),
     ]
     return "\n".join(lines)
+
+
+def _needed(settings: Settings) -> list[str]:
+    """Which files the command stands for."""
+    if settings.inspection is None:
+        return []
+    files = {"DETECTOR": settings.inspection.detector, "SEGMENTER": settings.inspection.segmenter}
+    return [f"{word} is the file with the SHA-256 {digest}." for word, digest in files.items() if digest] + [
+        ""
+    ]
 
 
 def _unlike(header: Manifest) -> str:

@@ -275,9 +275,9 @@ def _folder_pair(root: Path, described: bool) -> tuple[Path, Path]:
         reason = "its dataset.json has neither training (the decathlon's key) nor channel_names (nnU-Net's)"
     raise DatasetError(
         [
-            f"{root} has no layout that is known here: {reason}. It holds: {found or 'nothing'}. Name two "
-            "folders with images and labels (diffaug fit --images imagesTr --labels labelsTr; equal file "
-            "names, labels may be left out)"
+            f"{root} has no layout that is known here: {reason}. It holds: {found or 'nothing'}. Put images "
+            "and label maps of equal file names in two folders named images and labels, or name yours to "
+            "diffaug fit (--images imagesTr --labels labelsTr; labels may be left out)"
         ]
     )
 
@@ -451,7 +451,7 @@ def _named_path(root: Path, entry: Any, where: str, problems: list[str]) -> Path
         link = ", by a symbolic link" if ".." not in path.parts and not Path(entry).is_absolute() else ""
         problems.append(
             f"{where} is {entry!r}, which leads out of the dataset's folder to {target}{link}: put the file "
-            "itself there, or name the folders yourself (diffaug fit --images ... --labels ...)"
+            "itself there, or name the folders yourself to diffaug fit (--images ... --labels ...)"
         )
         return None
     return path

@@ -6,6 +6,7 @@ It is what a copy detector compares (Dar et al., arXiv 2402.01054).
 import math
 from collections.abc import Callable, Hashable, Sequence
 from itertools import combinations, product
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from diffaug.errors import DiffaugError
 from diffaug.evaluation.alignment import correlations
 from diffaug.evaluation.augmentation import augment
 from diffaug.evaluation.statistics import cluster_index
+from diffaug.files import atomic_path
 from diffaug.generators.blocks import conv1, conv3, space_to_depth
 from diffaug.generators.hardware import has_bfloat16
 
@@ -25,6 +27,8 @@ LEARNING_RATE = 2e-3
 BLEND = 0.3
 # Voxels that half of the views are rolled by, at most, beyond what `alter` shifts them.
 ROLL = 4
+# Steps after which a training is kept.
+CHECKPOINT_EVERY = 100
 # Sides of a volume are multiples of this.
 MULTIPLE = 8
 # Axes of `(B, C, I, J, K)` along which each mirror image is flipped: one, two or three of them.
@@ -101,6 +105,7 @@ def fit_embedder(
     seed: int,
     batch: int = 24,
     learning_rate: float = LEARNING_RATE,
+    checkpoint: Path | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Embedder:
     """Train an embedder on real cases: two altered views of a case belong together, those of others apart.
@@ -114,6 +119,8 @@ def fit_embedder(
         seed: of the initial weights, the order of the cases and the views.
         batch: cases of a step.
         learning_rate: the largest one, of AdamW.
+        checkpoint: file that a stopped training goes on from, with the same bytes in the end; written every
+            100 steps, and gone when the training has ended.
         on_step: called with the step, from 1, and its loss.
 
     Returns:
@@ -134,7 +141,14 @@ def fit_embedder(
     random = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=1e-4)
     queue: list[int] = []
-    for step in range(steps):
+    done = 0
+    if checkpoint is not None and checkpoint.exists():
+        state = torch.load(checkpoint, map_location=example.device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        random.set_state(state["random"].cpu())
+        queue, done = state["queue"], state["steps"]
+    for step in range(done, steps):
         optimiser.param_groups[0]["lr"] = learning_rate * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         while len(queue) < batch:
             queue += torch.randperm(len(numbers), generator=random).tolist()
@@ -147,6 +161,20 @@ def fit_embedder(
         optimiser.step()
         if on_step is not None:
             on_step(step + 1, loss.item())
+        if checkpoint is not None and (step + 1) % CHECKPOINT_EVERY == 0:
+            with atomic_path(checkpoint) as temporary:
+                torch.save(
+                    {
+                        "model": model.state_dict(),
+                        "optimiser": optimiser.state_dict(),
+                        "random": random.get_state(),
+                        "queue": queue,
+                        "steps": step + 1,
+                    },
+                    temporary,
+                )
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     return model.eval().requires_grad_(False)
 
 

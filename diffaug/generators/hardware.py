@@ -7,6 +7,8 @@ from threading import Lock
 import torch
 from torch import nn
 
+from diffaug.errors import DiffaugError
+
 
 def has_bfloat16(device: torch.device | str = "cpu") -> bool:
     """Whether `device` multiplies matrices in bfloat16 in hardware.
@@ -23,6 +25,18 @@ def has_bfloat16(device: torch.device | str = "cpu") -> bool:
         found = torch.cpu.get_capabilities()
         return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def check_device(device: torch.device | str) -> None:
+    """Refuse a device that torch does not know or cannot use here.
+
+    Raises:
+        DiffaugError: names the device.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DiffaugError(f"cannot use the device {device!s}: {error}") from error
 
 
 @contextmanager

@@ -323,3 +323,15 @@ def test_a_training_scan_among_the_held_out_ones_is_refused(world: World, tmp_pa
             options=Options(steps=2),
         )
     assert not (tmp_path / "report" / "report.json").exists()
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_work(world: World, tmp_path: Path) -> None:
+    with pytest.raises(DiffaugError, match="cannot use the device nowhere"):
+        audit(
+            part(world.leaky),
+            world.training,
+            world.held_out,
+            tmp_path / "audit",
+            options=Options(device="nowhere"),
+        )
+    assert not (tmp_path / "audit").exists()

@@ -123,7 +123,7 @@ def test_copies(clear: int, copies: int, most: float, answer: Answer) -> None:
     verdict = copy_verdict(record, 60)
     assert verdict.answer == answer
     assert f"{clear} clear copies; {copies} of 60 samples" in verdict.found
-    assert f"{copies} by two (chance explains {60 * most:.0f})" in verdict.found
+    assert f"{copies} by two (an honest generator: up to {60 * most:.0f})" in verdict.found
 
 
 def test_a_balance_that_copies_could_hardly_move_is_unclear() -> None:

@@ -258,6 +258,17 @@ def test_an_altered_file_another_grid_and_another_choice_are_read_anew(folder: P
     assert altered.label_volumes["core"][2] == pytest.approx(8 * 16**3)
 
 
+def test_a_set_is_the_same_in_whatever_order_it_is_given(folder: Path) -> None:
+    dataset = read_dataset(folder)
+    given, turned = (
+        collect(dataset, cases, GRID, folder / "cache", Progress(quiet=True), "")
+        for cases in (dataset.cases, dataset.cases[::-1])
+    )
+    assert turned.files == given.files
+    assert turned.names == given.names == tuple(sorted(given.names))
+    assert turned.patients == given.patients
+
+
 def test_renamed_labels_are_not_taken_from_what_was_kept(folder: Path) -> None:
     before = collected(folder).label_volumes
     description = json.loads((folder / "dataset.json").read_text())

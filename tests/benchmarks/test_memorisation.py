@@ -64,7 +64,9 @@ def test_the_table_has_a_row_for_each_audit_and_the_training_first(tmp_path: Pat
     assert len({line.count("|") for line in lines}) == 1
     assert lines[2].startswith(f"| {own}-step-500 | 500 | as sampled | 1 | 7 of 200 | 0.05 [-0.05, 0.15] |")
     assert lines[3].endswith("| fail | 0.800 [0.700, 0.900] (200; 6000); 0.900 [0.800, 1.000] (500; 6000) |")
-    report.plot_curve(results, tmp_path / "curve.png")
+    levels = [{"level": level, "excess": 0.1} for level in (0.2, 0.6)]
+    gaps = [{"generator": {"name": own, "steps": steps}, "levels": levels} for steps in (500, 3000)]
+    report.plot_curve(results, gaps, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -65,7 +65,10 @@ def test_refused_candidates_are_made_again_with_the_next_seed(
         assert float(image.mean()) >= level
     assert refused == inspector.seen - 6
     assert "refused were" in (tmp_path / "d" / "README.md").read_text()
-    assert "--reject-copies" in (tmp_path / "d" / "README.md").read_text()
+    text = (tmp_path / "d" / "README.md").read_text()
+    assert "--reject-copies --detector DETECTOR --output" in text
+    assert f"DETECTOR is the file with the SHA-256 {'0' * 64}" in text
+    assert "SEGMENTER" not in text
 
 
 def test_bytes_do_not_depend_on_batches_or_interruptions(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from diffaug.errors import DiffaugError
+from diffaug.evaluation import embedding
 from diffaug.evaluation.alignment import correlations
 from diffaug.evaluation.embedding import (
     BLEND,
@@ -156,6 +158,31 @@ def test_weights_depend_on_the_seed_and_leave_the_global_generator_alone(volumes
     first, again, other = (model.state_dict() for model in models)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["features.0.weight"], other["features.0.weight"])
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(
+    volumes: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "CHECKPOINT_EVERY", 4)
+    file = tmp_path / "encoder.training"
+    whole = fit_embedder(picked_from(volumes), range(24), steps=12, seed=0, batch=10)
+    steps: list[int] = []
+
+    def stop(step: int, _: float) -> None:
+        steps.append(step)
+        if step == 6:
+            raise KeyboardInterrupt
+
+    arguments = {"steps": 12, "seed": 0, "batch": 10, "checkpoint": file, "on_step": stop}
+    with pytest.raises(KeyboardInterrupt):
+        fit_embedder(picked_from(volumes), range(24), **arguments)
+    again = fit_embedder(
+        picked_from(volumes), range(24), **arguments | {"on_step": lambda step, _: steps.append(step)}
+    )
+    assert steps == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert not file.exists()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
 
 
 def test_training_reports_each_step_and_leaves_a_frozen_model() -> None:
