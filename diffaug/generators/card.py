@@ -66,7 +66,8 @@ class Defaults(_Part):
     """What the verbs use where the caller says nothing.
 
     The numbers here were chosen on the validation cases of `hippocampus-mr`, by
-    `benchmarks/generator_quality/choose.py`; a card of another generator may say otherwise.
+    `benchmarks/generator_quality/choose.py`; a card of another generator may say otherwise. `sample` is not
+    guided: guidance draws samples towards the training scans (`benchmarks/memorisation`).
     """
 
     sampler: str = Field(default="adams-bashforth", description="one of those that the networks have")
@@ -74,7 +75,7 @@ class Defaults(_Part):
     shift: float = Field(default=3.0, gt=0)
     guidance: float = Field(default=1.0, ge=0)
     sample_guidance: float = Field(
-        default=1.5, ge=0, description="of sample, whose label map is made along with the image"
+        default=1.0, ge=0, description="of sample, whose label map is made along with the image"
     )
     strength: float = Field(default=0.5, ge=0, le=1)
     strength_range: tuple[float, float] = (0.2, 0.5)
