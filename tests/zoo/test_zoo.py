@@ -4,6 +4,8 @@ import pytest
 
 import diffaug
 from diffaug import zoo
+from diffaug.audit.detector import read_detector
+from diffaug.audit.inspection import find_detector
 from diffaug.errors import CardError
 
 
@@ -32,3 +34,16 @@ def test_an_unknown_name_is_answered_with_those_there_are(
         CardError, match=r"neither a bundled generator \(tiny\) nor a folder with a card\.json"
     ):
         zoo.load(name)
+
+
+def test_bundled_generators_have_an_audit_that_leaves_no_question_of_privacy_open() -> None:
+    for name in zoo.names():
+        assert zoo.load(name).card.audit_note() is None
+
+
+def test_bundled_generators_come_with_the_detector_of_their_training_scans() -> None:
+    for name in zoo.names():
+        card = zoo.load(name).card
+        detector = read_detector(find_detector(zoo.folder_of(name), name))
+        assert detector.grid == card.grid.to_grid()
+        assert detector.record.training == len(detector.training) == card.training.cases["train"]
