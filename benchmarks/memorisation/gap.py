@@ -18,6 +18,7 @@ from scipy.stats import rankdata
 from diffaug.datasets.reading import read_dataset
 from diffaug.files import atomic_write_json
 from diffaug.generators.generator import Generator
+from diffaug.generators.hardware import has_bfloat16
 from diffaug.generators.joint_flow import JointFlow
 from diffaug.generators.samplers import add_noise
 from diffaug.progress import Progress
@@ -91,7 +92,8 @@ def velocity_errors(generator: Generator, plan: JointFlowPlan, canvases: Canvase
                     add_noise(latent[rows], own[rows], at)
                     for latent, own in zip((image, label), noise, strict=True)
                 ]
-                velocity, _ = model.denoiser(*noised, at, at)
+                with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
+                    velocity, _ = model.denoiser(*noised, at, at)
                 error = (velocity - (noise[0][rows] - image[rows])).square().mean((1, 2, 3, 4))
                 found[n, rows] += error / DRAWS
     return found.double().numpy()

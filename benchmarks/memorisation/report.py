@@ -18,6 +18,8 @@ HERE = Path(__file__).parent
 # The bundled generator, and what the names of generators of its training have in common.
 NAME = "hippocampus-mr"
 STEP = "-step-"
+# In the names of those that were sampled with another guidance.
+GUIDED = "-guidance-"
 KINDS = {"plain": "as sampled", "rejected": "copies rejected"}
 COLOURS = {"encoder": "#0072b2", "intensities": "#e69f00"}
 
@@ -52,9 +54,9 @@ def read_results(folder: Path) -> list[Result]:
 
 
 def of_curve(result: Result) -> bool:
-    """Whether a generator is of the bundled one's training."""
+    """Whether a generator is of the bundled one's training, sampled as that is."""
     name = result["generator"]["name"]
-    return name == NAME or name.startswith(NAME + STEP)
+    return GUIDED not in name and (name == NAME or name.startswith(NAME + STEP))
 
 
 def table(results: list[Result]) -> list[str]:

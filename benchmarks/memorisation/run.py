@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--trained-on", type=int, default=PAIRS, help="those of them that train a segmenter")
     parser.add_argument("--steps", type=int, default=12000, help="training steps of the segmenter")
     parser.add_argument("--sampler", help="default: the card's")
+    parser.add_argument("--guidance", type=float, help="default: the card's")
     parser.add_argument("--no-utility", action="store_true", help="train no segmenter")
     options = parser.parse_args()
     if options.data is None:
@@ -72,7 +73,7 @@ def main() -> None:
 def measure(name: str, options: argparse.Namespace) -> None:
     """Audit samples of one generator with and without rejection, and train a segmenter on the latter."""
     progress = Progress()
-    generator = load(name)
+    generator = guided(load(name), options.guidance)
     work, cache = options.work / generator.name, options.work / "cache"
     real = read_dataset(options.data / "Task04_Hippocampus")
     assert real.split is not None
@@ -108,7 +109,19 @@ def measure(name: str, options: argparse.Namespace) -> None:
             {"identity": identity, "generator": named(generator), "kind": kind, "report": shared(report)},
         )
     if not options.no_utility:
-        utility(name, work / "rejected", options, progress)
+        utility(name, generator, work / "rejected", options, progress)
+
+
+def guided(generator: Generator, guidance: float | None) -> Generator:
+    """The generator with another guidance of `sample`, by a name of its own; None leaves it as it is."""
+    if guidance is not None:
+        card = generator.card
+        update = {
+            "name": f"{card.name}-guidance-{guidance:g}",
+            "defaults": card.defaults.model_copy(update={"sample_guidance": guidance}),
+        }
+        generator.card = card.model_copy(update=update)
+    return generator
 
 
 def thresholds(
@@ -127,13 +140,15 @@ def thresholds(
     write_detector(encoder, encoder_space(encoder, encoder, sets, progress), sets, grid, detector)
 
 
-def utility(name: str, folder: Path, options: argparse.Namespace, progress: Progress) -> None:
+def utility(
+    name: str, generator: Generator, folder: Path, options: argparse.Namespace, progress: Progress
+) -> None:
     """Dice of the reference segmenter trained on a built dataset, labelled by the judge where it has none."""
     count, steps = options.trained_on, options.steps
     bench = Bench(name, options.subset, options.data, options.work, steps, count, 1)
-    file = options.results / options.subset / f"{bench.generator.name}-dice-{count}-{steps}.json"
+    file = options.results / options.subset / f"{generator.name}-dice-{count}-{steps}.json"
     identity = {
-        "weights": bench.generator.weights_hash,
+        "weights": generator.weights_hash,
         "manifest": sha256(folder / "manifest.json"),
         "segmenter": bench.segmenter_hash,
         "steps": steps,
@@ -151,7 +166,7 @@ def utility(name: str, folder: Path, options: argparse.Namespace, progress: Prog
         file,
         {
             "identity": identity,
-            "generator": named(bench.generator),
+            "generator": named(generator),
             "cases": len(cases),
             "steps": steps,
             "dice": found._asdict(),
