@@ -150,7 +150,7 @@ def test_balance_and_membership(interval: Three, answer: Answer) -> None:
     fine = ("raw intensities", memorisation())
     verdict = balance_verdict([fine, ("contrastive encoder", memorisation(balance=interval))])
     assert verdict.answer == answer
-    assert "50% [45%, 55%] by raw intensities" in verdict.found
+    assert "50.0% [45.0%, 55.0%] by raw intensities" in verdict.found
     assert "of 40 on each side" in verdict.found
     verdict = membership_verdict([("contrastive encoder", memorisation(auc=interval)), fine])
     assert verdict.answer == answer

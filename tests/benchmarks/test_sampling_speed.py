@@ -112,7 +112,7 @@ def test_guidance_takes_one_call_a_step(modules: dict[str, ModuleType]) -> None:
     measure, flagship = modules["measure"].measure, competitor(modules, "flagship-20")
     guided, unguided = (
         measure(replace(flagship, steps=3, draws=1, guidance=guidance), (40, 56, 40))
-        for guidance in (None, 1.0)
+        for guidance in (1.5, None)
     )
     assert (guided["guidance"], guided["network_calls"]) == (1.5, 3)
     assert (unguided["guidance"], unguided["network_calls"]) == (1.0, 3)

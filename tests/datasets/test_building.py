@@ -827,7 +827,7 @@ def test_a_restart_with_other_versions_is_refused(tiny_generator: Generator, unf
         ({"seed": 1}, "seed: 0 there, 1 now"),
         ({"cases": 3}, "cases: 2 there, 3 now"),
         ({"steps": 3}, "parameters.steps: 2 there, 3 now"),
-        ({"guidance": 2.0}, "parameters.guidance: 1.5 there, 2.0 now"),
+        ({"guidance": 2.0}, "parameters.guidance: 1.0 there, 2.0 now"),
         ({"layout": "decathlon"}, 'layout: "nnunet" there, "decathlon" now'),
         ({"sampler": "heun"}, 'parameters.sampler: "adams-bashforth" there, "heun" now'),
     ],
