@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 from diffaug.datasets.reading import read_dataset
 from diffaug.files import atomic_write_json
@@ -102,8 +102,7 @@ def velocity_errors(generator: Generator, plan: JointFlowPlan, canvases: Canvase
 def compare(level: float, training: NDArray[np.float64], others: NDArray[np.float64]) -> dict[str, float]:
     """Mean errors, how much larger the other scans' is, and how well a scan's error tells on which side it is
     (area under the curve)."""
-    ranks = rankdata(np.concatenate([-training, -others]))[: len(training)]
-    area = (ranks.sum() - len(training) * (len(training) + 1) / 2) / (len(training) * len(others))
+    area = mannwhitneyu(-training, -others).statistic / (len(training) * len(others))
     return {
         "level": level,
         "training": float(training.mean()),
