@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 
@@ -30,12 +31,13 @@ from diffaug.audit.inspection import inspect_by
 from diffaug.audit.record import Report
 from diffaug.audit.volumes import Sets, audit_grid, collect
 from diffaug.datasets.building import build_dataset
-from diffaug.datasets.reading import read_dataset
+from diffaug.datasets.reading import Dataset, read_dataset
 from diffaug.datasets.volumes import load_case
 from diffaug.evaluation.segmenter import predict, standardise
 from diffaug.evaluation.statistics import mean_interval
 from diffaug.files import atomic_write_json
 from diffaug.generators.generator import Generator
+from diffaug.generators.grid import Grid, place
 from diffaug.progress import Progress
 from diffaug.zoo import load
 
@@ -63,6 +65,7 @@ def main() -> None:
     parser.add_argument("--sampler", help="default: the card's")
     parser.add_argument("--guidance", type=float, help="default: the card's")
     parser.add_argument("--no-utility", action="store_true", help="train no segmenter")
+    parser.add_argument("--on", help="audit on the coarser grid of this generator (of images alone)")
     options = parser.parse_args()
     if options.data is None:
         parser.error("give --data, or set DIFFAUG_DATA")
@@ -89,27 +92,55 @@ def measure(name: str, options: argparse.Namespace) -> None:
         thresholds(work / "plain", subsets["train"], subsets["validation"], cache, detector, progress)
     inspector = inspect_by(generator, detector, None)
     build_dataset(generator, work / "rejected", cases=options.pairs, inspector=inspector, **how)
+    other = load(options.on) if options.on else None
+    label = generator.name + (f"-on-{other.name}" if other else "")
     for kind in ("plain", "rejected"):
-        file = options.results / options.subset / f"{generator.name}-{kind}.json"
+        file = options.results / options.subset / f"{label}-{kind}.json"
         identity = {"manifest": sha256(work / kind / "manifest.json"), "audit": audit_hash()}
         if file.exists() and json.loads(file.read_text())["identity"] == identity:
             progress.note(f"{file}: there")
             continue
         built = read_dataset(work / kind)
+        if other is not None:
+            built = resampled(built, other.grid, options.work / label / kind)
         report = audit(
             Part(built, built.cases[:SAMPLES]),
             subsets["train"],
             held_out,
-            work / f"audit-{options.subset}-{kind}",
+            options.work / label / f"audit-{options.subset}-{kind}",
             cache=cache,
             progress=progress,
         )
         atomic_write_json(
             file,
-            {"identity": identity, "generator": named(generator), "kind": kind, "report": shared(report)},
+            {
+                "identity": identity,
+                "generator": {**named(generator), "name": label},
+                "kind": kind,
+                "report": shared(report),
+            },
         )
     if not options.no_utility:
         utility(name, generator, work / "rejected", options, progress)
+
+
+def resampled(built: Dataset, grid: Grid, folder: Path) -> Dataset:
+    """The first images of a built dataset on another generator's grid, resampled as audits resample scans."""
+    for case in built.cases[:SAMPLES]:
+        loaded = load_case(case)
+        image = torch.from_numpy(loaded.image)[None]
+        volume = place(grid, image.shape[2:], loaded.affine).image_to_grid(image)
+        file = folder / "imagesTr" / f"{case.name}_0000.nii.gz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(volume[0, 0].numpy(), grid.affine), file)
+    description = {
+        "name": built.name,
+        "channel_names": {"0": "MRI"},
+        "labels": {"background": 0},
+        "file_ending": ".nii.gz",
+    }
+    atomic_write_json(folder / "dataset.json", description)
+    return read_dataset(folder)
 
 
 def guided(generator: Generator, guidance: float | None) -> Generator:
