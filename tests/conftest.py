@@ -66,6 +66,7 @@ def make_tiny_generator(seed: int = 0, channels: int = 1, labels: dict[int, str]
         channels=[f"channel {n}" for n in range(channels)],
         intensity=IntensityConvention(kind="percentile", typical=[(0.0, 1000.0)] * channels),
         labels=labels,
+        label_volumes={label: (100.0, 5000.0) for label in labels if label},
         verbs=list(VERBS),
         training=Training(dataset="none", cases={}, patients=None, autoencoder_steps=0, denoiser_steps=0),
         licence="CC0-1.0",

@@ -1,5 +1,6 @@
 """The card: JSON that describes a generator and is validated whenever one is loaded."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -163,6 +164,9 @@ class Card(_Part):
     channels: list[str] = Field(min_length=1)
     intensity: IntensityConvention
     labels: dict[LabelId, str]
+    label_volumes: dict[LabelId, tuple[float, float]] = Field(
+        default={}, description="5th and 95th percentile of each label's volume in the training cases, mm^3"
+    )
     verbs: list[Verb] = Field(min_length=1)
     defaults: Defaults = Defaults()
     training: Training
@@ -196,6 +200,8 @@ class Card(_Part):
             raise ValueError(f"{len(self.labels)} labels are named, the networks know {networks.classes}")
         if beyond := sorted(set(self.verbs) - networks.verbs):
             raise ValueError(f"these networks cannot {', '.join(beyond)}; they can {sorted(networks.verbs)}")
+        if unknown := sorted(set(self.label_volumes) - (set(self.labels) - {0})):
+            raise ValueError(f"label_volumes names {unknown}, which are no structures of labels")
         if defaults.sampler not in networks.samplers:
             raise ValueError(
                 f"defaults.sampler is {defaults.sampler!r}; these networks have "
@@ -204,6 +210,13 @@ class Card(_Part):
         if networks.most_steps is not None and defaults.steps > networks.most_steps:
             raise ValueError(f"defaults.steps is {defaults.steps}, the schedule has {networks.most_steps}")
         return self
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 over the hashes of the weight files: the generator's identity in provenance records."""
+        if len(self.files) == 1:
+            return next(iter(self.files.values()))
+        return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
 
     def sampling(self, verb: str, steps: int | None, guidance: float | None, sampler: str | None) -> Sampling:
         """How a verb samples, with the defaults for what is None.

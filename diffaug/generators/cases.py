@@ -86,7 +86,7 @@ def read_images(
     cases = []
     for n, (a, box) in enumerate(zip(_affines(affine, len(image)), boxes, strict=True)):
         row = None if label is None else label[n]
-        case = _place(card, image.shape[2:], a, label=row, label_mapping=label_mapping, box=box)
+        case = place_case(card, image.shape[2:], a, label=row, label_mapping=label_mapping, box=box)
         on_grid = case.placement.image_to_grid(image[n : n + 1], intensity[n].normalise)
         cases.append(Case(case.placement, on_grid, intensity[n], case.one_hot))
     return cases
@@ -107,7 +107,7 @@ def read_labels(
     """
     _check_label(label)
     cases = [
-        _place(card, label.shape[2:], a, label=row, label_mapping=label_mapping, box=box)
+        place_case(card, label.shape[2:], a, label=row, label_mapping=label_mapping, box=box)
         for row, a in zip(label, _affines(affine, len(label)), strict=True)
     ]
     for index, case in enumerate(cases):
@@ -159,7 +159,7 @@ def masks_on_grid(mask: Tensor, cases: Sequence[Case]) -> Tensor:
     return torch.cat(on_grid) > 0
 
 
-def _place(
+def place_case(
     card: Card,
     shape: Sequence[int],
     affine: NDArray[np.float64],
@@ -217,7 +217,7 @@ def add_differences(image: Tensor, cases: Sequence[Case], differences: Tensor) -
         values, window = case.placement.from_grid(faded)
         change = case.intensity.denormalise_difference(values[0])
         old = case.placement.take(image[n], window)
-        new = _to_dtype(case.intensity.bound(old.double() + change), image.dtype)
+        new = to_dtype(case.intensity.bound(old.double() + change), image.dtype)
         case.placement.put_back(out[n], torch.where(change == 0, old, new), window)
     return out
 
@@ -228,7 +228,7 @@ def replace(image: Tensor, cases: Sequence[Case], volumes: Tensor) -> Tensor:
     for n, case in enumerate(cases):
         assert case.intensity is not None
         values, window = case.placement.from_grid(volumes[n : n + 1])
-        values = _to_dtype(case.intensity.denormalise(values[0]), image.dtype)
+        values = to_dtype(case.intensity.denormalise(values[0]), image.dtype)
         case.placement.put_back(out[n], values, window)
     return out
 
@@ -242,7 +242,7 @@ def replace_inside(image: Tensor, mask: Tensor, cases: Sequence[Case], volumes: 
         weight = fade_inside(mask[n], case.placement, window)
         old = case.placement.take(image[n], window)
         new = old.double() * (1 - weight) + case.intensity.denormalise(values[0]) * weight
-        new = torch.where(weight > 0, _to_dtype(new, image.dtype), old)
+        new = torch.where(weight > 0, to_dtype(new, image.dtype), old)
         case.placement.put_back(out[n], new, window)
     return out
 
@@ -275,9 +275,9 @@ def fade_inside(mask: Tensor, placement: Placement, window: Window) -> Tensor:
     return weight[:, *inner]
 
 
-def _to_dtype(volume: Tensor, dtype: torch.dtype) -> Tensor:
+def to_dtype(volume: Tensor, dtype: torch.dtype) -> Tensor:
     """float64 to `dtype`: rounded and clipped to an integer one."""
-    if dtype.is_floating_point:
+    if volume.dtype == dtype or dtype.is_floating_point:
         return volume.to(dtype)
     limits = torch.iinfo(dtype)
     return volume.round().clamp(limits.min, limits.max).to(dtype)

@@ -1,7 +1,5 @@
 """The Generator: every verb on volumes of any orientation, spacing, size and unit."""
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -21,13 +19,14 @@ from diffaug.generators.cases import (
     add_differences,
     beside_labels,
     masks_on_grid,
+    place_case,
     read_images,
     read_labels,
     replace,
     replace_inside,
     require_covered,
 )
-from diffaug.generators.grid import Box, Grid, bounding_box
+from diffaug.generators.grid import Box, Grid, Placement, bounding_box
 from diffaug.generators.intensity import IntensityMap, typical_map
 from diffaug.generators.labels import Vocabulary
 from diffaug.generators.model import Model
@@ -77,10 +76,8 @@ class Generator:
 
     @property
     def weights_hash(self) -> str:
-        """SHA-256 over the hashes of the weight files: the generator's identity in provenance records."""
-        if len(self.card.files) == 1:
-            return next(iter(self.card.files.values()))
-        return hashlib.sha256(json.dumps(self.card.files, sort_keys=True).encode()).hexdigest()
+        """The card's."""
+        return self.card.weights_hash
 
     @property
     def knows_labels(self) -> bool:
@@ -396,6 +393,29 @@ class Generator:
         if not bool(torch.isfinite(latent).all()):
             raise DiffaugError("the latent holds NaN or infinite values")
         return self._typical(latent.to(self.device))
+
+    def placement(
+        self,
+        shape: Sequence[int],
+        affine: ArrayLike,
+        label: Tensor | None = None,
+        *,
+        label_mapping: Mapping[int, int] | None = None,
+        box: Box | None = None,
+    ) -> Placement:
+        """Where the generator's grid lies in a case, for the verbs and for what is made around them.
+
+        Args:
+            shape: of the volume, `(I, J, K)`.
+            label: `(1, I, J, K)`, integers, or None.
+
+        Raises:
+            LabelError, DiffaugError: as for `vary`.
+        """
+        affine = np.asarray(affine, dtype=np.float64)
+        return place_case(
+            self.card, shape, affine, label=label, label_mapping=label_mapping, box=box
+        ).placement
 
     # -- ways in and out -------------------------------------------------------------------------------------
 

@@ -215,7 +215,14 @@ def fit_generator(
     decide(accelerator, begin)
     training, validation = read_cases()
     trained = train(settled, training, validation, private, accelerator, progress, start, perceptual)
-    card = make_card(settled, trained, dataset, subsets, init=start.weights_hash if start else None)
+    card = make_card(
+        settled,
+        trained,
+        dataset,
+        subsets,
+        init=start.weights_hash if start else None,
+        fingerprint=_fingerprint(dataset, subsets, private, progress, keep=accelerator.is_main_process),
+    )
     generator = Generator(card, trained.model, json.loads(settled.model_dump_json()))
     if accelerator.is_main_process:
         atomic_write_json(output / "history.json", trained.histories)
@@ -250,7 +257,15 @@ def _perceptual_hashes(files: Sequence[Path]) -> tuple[str, ...]:
     return tuple(sha256_file(path) for path in files)
 
 
-def make_card(plan: Plan, trained: Trained, dataset: Dataset, subsets: Subsets, *, init: str | None) -> Card:
+def make_card(
+    plan: Plan,
+    trained: Trained,
+    dataset: Dataset,
+    subsets: Subsets,
+    *,
+    init: str | None,
+    fingerprint: Fingerprint,
+) -> Card:
     """The card of a freshly fitted generator; figures and file hashes come when it is measured and saved."""
     networks, histories = trained.networks, trained.histories
     return Card(
@@ -264,6 +279,11 @@ def make_card(plan: Plan, trained: Trained, dataset: Dataset, subsets: Subsets, 
         channels=plan.channels,
         intensity=plan.intensity,
         labels=plan.labels,
+        label_volumes={
+            label: (volumes[1], volumes[3])
+            for label, volumes in fingerprint.label_volumes_mm3.items()
+            if label in plan.labels
+        },
         verbs=[verb for verb in VERBS if verb in networks.verbs],
         defaults=trained.defaults,
         training=Training(
