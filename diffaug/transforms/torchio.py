@@ -1,174 +1,54 @@
-"""Variations of the images of a TorchIO subject: for `tio.Compose`, `tio.SubjectsLoader`, `subject.history`.
+"""The operations on images of a TorchIO subject: for `tio.Compose`, `tio.SubjectsLoader`, `subject.history`.
 
     import torchio as tio
     from diffaug.transforms.torchio import RandomVariation
 
     transform = tio.Compose([RandomVariation("hippocampus-mr", p=0.3), tio.RandomAffine()])
 
-Label maps are never touched. TorchIO finds the transforms of a history by their class names: a process that
-replays what another one recorded has to import this module first.
+TorchIO finds the transforms of a history by their class names: a process that replays what another one
+recorded has to import this module first.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from diffaug.errors import DiffaugError, ExtraError, LabelError, VerbError
 from diffaug.generators.card import Card
+from diffaug.generators.cases import to_dtype
 from diffaug.generators.generator import Generator
-from diffaug.generators.labels import Vocabulary
-from diffaug.transforms.variation import (
-    GeneratorLike,
-    apply_parameters,
-    card_of,
-    make_parameters,
-    reference,
-    resolve,
-    strength_range,
-)
+from diffaug.transforms import operations
+from diffaug.transforms.deformation import check_deformation
+from diffaug.transforms.one_grid import Place, check_one_grid
+from diffaug.transforms.operations import Case, Operation, Parameters, apply
+from diffaug.transforms.regions import Shape, check_region
+from diffaug.transforms.sources import GeneratorLike, card_of, reference
 
 try:
     from torchio import Image, LabelMap, ScalarImage, Subject
-    from torchio.transforms import IntensityTransform
+    from torchio.transforms import IntensityTransform, SpatialTransform, Transform
     from torchio.transforms.augmentation import RandomTransform
 except ImportError as error:
     raise ExtraError("TorchIO", "torchio") from error
 
-# Images are on one grid if no corner voxel differs by more than this part of the smallest voxel edge.
-SAME_PLACE = 0.05
-# Arguments of both transforms that the random one hands to the deterministic one.
+# Arguments that an operation's random and its deterministic transform share.
 SHARED_ARGUMENTS = ("steps", "guidance", "sampler", "label", "label_mapping", "allow_label_drift")
 
 
-class _VariationTransform(IntensityTransform):
-    """What the random and the deterministic transform share: attributes have the arguments' names."""
+class _Deterministic(Transform):
+    """Applies an operation's parameters to the chosen images; attributes have the arguments' names."""
+
+    operation: ClassVar[type[Operation]]
+    # The argument that only this operation has.
+    own: ClassVar[str]
 
     def __init__(
         self,
         generator: GeneratorLike,
-        *,
-        steps: int | None,
-        guidance: float | None,
-        sampler: str | None,
-        label: str | None,
-        label_mapping: Mapping[int, int] | None,
-        allow_label_drift: bool,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.generator = reference(generator)
-        # A name or folder stays one: weights are loaded on first use in each process, never pickled.
-        self._source = generator if isinstance(generator, Generator) else self.generator
-        self.steps = steps
-        self.guidance = guidance
-        self.sampler = sampler
-        self.label = label
-        # JSON has text keys; a history gives them back.
-        self.label_mapping = {str(k): int(v) for k, v in label_mapping.items()} if label_mapping else None
-        self.allow_label_drift = allow_label_drift
-
-
-class RandomVariation(RandomTransform, _VariationTransform):
-    r"""Replace the image by another one of the same anatomy, with random strength and seed.
-
-    The new image follows the subject's label map (see `diffaug.Generator.vary`), which stays as it is. The
-    image keeps its grid, units and dtype. Strength and seed come from torch's random state.
-
-    Args:
-        generator: name in the zoo, folder that `diffaug fit` wrote, or `diffaug.Generator`. Of a name or
-            folder the weights are loaded once per process, and the transform pickles small. An object is
-            pickled with its weights; its histories replay while it lives, or where the zoo has its name.
-        strength: range $(a, b)$ of the strength $s \sim \mathcal{U}(a, b)$ within [0, 1], or one number for
-            both; by default the card's range. 0 changes nothing, at 1 only the label decides.
-        p: probability that the transform is applied.
-        steps: sampler steps for strength 1, at least 1; lower strengths take their share (default: card's).
-        guidance: weight of the label on the image, 1 is none (default: card's).
-        sampler: one that the generator's architecture has (default: card's); with another one, `steps` is by
-            default what is usual for it.
-        label: name of the label map to follow; by default the only one (`exclude` hides others).
-        label_mapping: ids of that label map to the generator's, where they differ.
-        allow_label_drift: also vary a subject without a label map, or a labelled one with a generator that
-            knows no labels: the anatomy may move.
-        **kwargs: see `torchio.Transform`. `include` and `exclude` choose the images that change: for a
-            generator of C channels one image of C channels, or C images of one channel, in the order of the
-            subject, which change together.
-
-    Raises:
-        CardError: for an unknown generator, or a card that is not valid.
-        VerbError: for a generator that cannot vary, or, when applied, images that do not fit its channels.
-        LabelError: when applied, for label maps that are missing, ambiguous, or hold ids that are not known.
-        DiffaugError: when applied, for images or label maps on different grids, or for steps, guidance or a
-            sampler that the generator cannot work with.
-    """
-
-    def __init__(
-        self,
-        generator: GeneratorLike = "hippocampus-mr",
-        strength: float | tuple[float, float] | None = None,
-        p: float = 0.3,
-        *,
-        steps: int | None = None,
-        guidance: float | None = None,
-        sampler: str | None = None,
-        label: str | None = None,
-        label_mapping: Mapping[int, int] | None = None,
-        allow_label_drift: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            generator=generator,
-            p=p,
-            steps=steps,
-            guidance=guidance,
-            sampler=sampler,
-            label=label,
-            label_mapping=label_mapping,
-            allow_label_drift=allow_label_drift,
-            **kwargs,
-        )
-        card = card_of(generator)
-        if "vary" not in card.verbs:
-            raise VerbError(f"{card.name} has no verb 'vary'; it has {', '.join(sorted(card.verbs))}")
-        Vocabulary(card.labels).check_mapping(label_mapping)
-        self.strength = strength_range(strength, card)
-        self.p = p
-        self.args_names = ["generator", "strength", "p", *SHARED_ARGUMENTS]
-
-    def apply_transform(self, subject: Subject) -> Subject:
-        """Draw strength and seed, and apply a `Variation`."""
-        low, high = self.strength
-        strength = low + (high - low) * torch.rand(1).item()
-        seed = self._get_random_seed()
-        arguments: dict[str, Any] = {name: getattr(self, name) for name in SHARED_ARGUMENTS}
-        self._add_base_args(arguments)
-        return Variation(self._source, strength, seed, **arguments)(subject)
-
-
-class Variation(_VariationTransform):
-    """Replace the image by another one of the same anatomy, with a given strength and seed.
-
-    The arguments that are not explained here are those of `RandomVariation`.
-
-    Args:
-        strength: noise level to start from, 0 (changes nothing) to 1 (only the label decides).
-        seed: of the noise, at least 0. Same seed, arguments, subject and machine: same bytes.
-        weights_hash: the weights that the generator must have (as a history holds them); by default any, and
-            from the first application on the same.
-
-    Raises:
-        CardError: when applied, for an unknown generator or one with other weights.
-    """
-
-    def __init__(
-        self,
-        generator: GeneratorLike,
-        strength: float,
         seed: int,
-        steps: int | None = None,
         *,
+        steps: int | None = None,
         guidance: float | None = None,
         sampler: str | None = None,
         label: str | None = None,
@@ -177,74 +57,75 @@ class Variation(_VariationTransform):
         weights_hash: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            generator,
-            steps=steps,
-            guidance=guidance,
-            sampler=sampler,
-            label=label,
-            label_mapping=label_mapping,
-            allow_label_drift=allow_label_drift,
-            **kwargs,
-        )
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength must lie in [0, 1], got {strength}")
+        super().__init__(**kwargs)
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
-        self.strength = float(strength)
+        self.generator = reference(generator)
+        # A name or folder stays one: weights are loaded on first use in each process, never pickled.
+        self._source = generator if isinstance(generator, Generator) else self.generator
         self.seed = int(seed)
+        self.steps = steps
+        self.guidance = guidance
+        self.sampler = sampler
+        self.label = label
+        # JSON has text keys; a history gives them back.
+        self.label_mapping = {str(k): int(v) for k, v in label_mapping.items()} if label_mapping else None
+        self.allow_label_drift = allow_label_drift
         self.weights_hash = weights_hash
-        self.args_names = ["generator", "weights_hash", "strength", "seed", *SHARED_ARGUMENTS]
+        self.args_names = ["generator", "weights_hash", self.own, "seed", *SHARED_ARGUMENTS]
 
     def apply_transform(self, subject: Subject) -> Subject:
-        """Vary the chosen images of the subject, in place."""
-        parameters = make_parameters(
-            self._source,
-            strength=self.strength,
-            seed=self.seed,
-            steps=self.steps,
-            guidance=self.guidance,
-            sampler=self.sampler,
-            weights_hash=self.weights_hash,
-        )
-        # The history holds what was used, not "the card's default".
-        for name in ("weights_hash", "steps", "guidance", "sampler"):
-            setattr(self, name, parameters[name])
-        card = resolve(self._source, self.weights_hash).card
+        """Apply the parameters to the chosen images of the subject, in place."""
+        card = card_of(self._source, self.weights_hash)
+        parameters = self._parameters(card)
         images = self._choose_images(subject, card)
         label = self._choose_label(subject, card)
-        _check_grids(images | label)
+        self._check_others(subject, images | label)
+        used = images | label
+        check_one_grid(
+            {
+                _described({name: image}): Place(image.spatial_shape, image.affine)
+                for name, image in used.items()
+            },
+            f"tio.ToCanonical() and tio.Resample({next(iter(used))!r}) before",
+        )
         tensors = [image.data for image in images.values()]
         if len({tensor.dtype for tensor in tensors}) > 1:
             # float64 holds the voxels of the other dtypes exactly.
             tensors = [tensor.double() for tensor in tensors]
+        label_map = next((image.data for image in label.values()), None)
         try:
-            varied = apply_parameters(
-                parameters,
-                torch.cat(tensors),
-                next((image.data for image in label.values()), None),
-                next(iter(images.values())).affine,
-                label_mapping={int(k): v for k, v in (self.label_mapping or {}).items()},
-                allow_label_drift=self.allow_label_drift,
-            )
+            made = apply(parameters, Case(torch.cat(tensors), label_map), next(iter(images.values())).affine)
         except ValueError as error:
-            error.add_note(f"while varying {_described(images | label)}")
+            error.add_note(f"while working on {_described(images | label)}")
             raise
-        parts = varied.split([len(tensor) for tensor in tensors])
+        parts = made.image.split([len(tensor) for tensor in tensors])
         for image, part in zip(images.values(), parts, strict=True):
-            image.set_data(_to_dtype(part, image.data.dtype).clone())
+            image.set_data(to_dtype(part, image.data.dtype).clone())
+        if made.label is not label_map and made.label is not None:
+            next(iter(label.values())).set_data(made.label)
         return subject
+
+    def _parameters(self, card: Card) -> Parameters:
+        sampling = card.sampling(self.operation.verb, self.steps, self.guidance, self.sampler)
+        # The history holds what was used, not "the card's default".
+        self.weights_hash = card.weights_hash
+        self.steps, self.guidance, self.sampler = sampling.steps, sampling.guidance, sampling.sampler
+        names = ["generator", "weights_hash", self.own, "seed", *SHARED_ARGUMENTS]
+        own = {name: getattr(self, name) for name in names if name != "label"}
+        return {"verb": self.operation.verb, "strength": 1.0} | own
 
     def _choose_images(self, subject: Subject, card: Card) -> dict[str, Image]:
         """The image of C channels, or the C images of one channel, that change together."""
-        images: dict[str, Image] = dict(self.get_images_dict(subject))
+        intensities = subject.get_images_dict(intensity_only=True, include=self.include, exclude=self.exclude)
+        images: dict[str, Image] = dict(intensities)
         counts = [image.num_channels for image in images.values()]
         wanted = len(card.channels)
         if counts not in ([wanted], [1] * wanted):
             chosen = ", ".join(f"{name} ({count})" for name, count in zip(images, counts, strict=True))
             several = f", or {wanted} images of one channel," if wanted > 1 else ""
             raise VerbError(
-                f"{card.name} varies one image of {wanted} channel(s){several} at a time "
+                f"{card.name} works on one image of {wanted} channel(s){several} at a time "
                 f"({', '.join(card.channels)}); chosen, with their numbers of channels: {chosen or 'none'}. "
                 "Choose with include=[...] or exclude=[...] among "
                 f"{[name for name, image in subject.items() if isinstance(image, ScalarImage)]}"
@@ -279,30 +160,238 @@ class Variation(_VariationTransform):
             )
         return candidates
 
+    def _check_others(self, subject: Subject, chosen: Mapping[str, Image]) -> None:
+        """Refuse images that would no longer match the chosen ones; none where the anatomy stays."""
 
-def _check_grids(images: Mapping[str, Image]) -> None:
-    """Raise DiffaugError unless all images have one shape and lie in one place."""
-    (first_name, first), *others = images.items()
-    corners = np.array(np.meshgrid(*([0, size - 1] for size in first.spatial_shape))).reshape(3, -1)
-    for name, other in others:
-        moved = (first.affine - other.affine) @ np.vstack([corners, np.ones((1, corners.shape[1]))])
-        apart = float(np.abs(moved).max()) / min(first.spacing)
-        if other.spatial_shape != first.spatial_shape or apart > SAME_PLACE:
+
+class _Random(RandomTransform):
+    """Draws an operation's parameters, and applies them by its deterministic transform."""
+
+    deterministic: ClassVar[type[_Deterministic]]
+
+    def __init__(
+        self,
+        generator: GeneratorLike,
+        p: float,
+        own: Mapping[str, Any],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        sampler: str | None = None,
+        label: str | None = None,
+        label_mapping: Mapping[int, int] | None = None,
+        allow_label_drift: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(p=p, **kwargs)
+        shared: dict[str, Any] = {
+            "steps": steps,
+            "guidance": guidance,
+            "sampler": sampler,
+            "label_mapping": None if label_mapping is None else {int(k): v for k, v in label_mapping.items()},
+            "allow_label_drift": allow_label_drift,
+        }
+        self._operation = self.deterministic.operation(generator, **own, **shared)
+        self.generator = reference(generator)
+        self.p = p
+        self.label = label
+        for name, value in shared.items():
+            setattr(self, name, value)
+        for name in own:
+            setattr(self, name, getattr(self._operation, name))
+        self.args_names = ["generator", *own, "p", *SHARED_ARGUMENTS]
+
+    def apply_transform(self, subject: Subject) -> Subject:
+        """Draw, and apply what was drawn."""
+        drawn = self._operation.parameters(self._get_random_seed())
+        names = (self.deterministic.own, "seed", "weights_hash", *SHARED_ARGUMENTS)
+        arguments = {name: drawn[name] for name in names if name in drawn}
+        arguments |= {"generator": self._operation.source, "label": self.label}
+        self._add_base_args(arguments)
+        return self.deterministic(**arguments)(subject)
+
+
+# -- variation -----------------------------------------------------------------------------------------------
+
+
+class Variation(_Deterministic, IntensityTransform):
+    """Replace the image by another one of the same anatomy, with a given strength and seed.
+
+    Args:
+        generator: name in the zoo, folder that `diffaug fit` wrote, or `diffaug.Generator`.
+        strength: noise level to start from, 0 (changes nothing) to 1 (only the label decides).
+        seed: of the noise, at least 0. Same seed, arguments, subject and machine: same bytes.
+        weights_hash: the weights that the generator must have (as a history holds them); by default any, and
+            from the first application on the same.
+        **kwargs: the other arguments of `RandomVariation`.
+
+    Raises:
+        CardError: when applied, for an unknown generator or one with other weights.
+    """
+
+    operation = operations.Variation
+    own = "strength"
+
+    def __init__(
+        self, generator: GeneratorLike, strength: float, seed: int, steps: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(generator, seed, steps=steps, **kwargs)
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength must lie in [0, 1], got {strength}")
+        self.strength = float(strength)
+
+
+class RandomVariation(_Random, IntensityTransform):
+    r"""Replace the image by another one of the same anatomy, with random strength and seed.
+
+    The new image follows the subject's label map (see `diffaug.Generator.vary`), which stays as it is. The
+    image keeps its grid, units and dtype. Strength and seed come from torch's random state.
+
+    Args:
+        generator: name in the zoo, folder that `diffaug fit` wrote, or `diffaug.Generator`. Of a name or
+            folder the weights are loaded once per process, and the transform pickles small. An object is
+            pickled with its weights; its histories replay while it lives, or where the zoo has its name.
+        strength: range $(a, b)$ of the strength $s \sim \mathcal{U}(a, b)$ within [0, 1], or one number for
+            both; by default the card's range. 0 changes nothing, at 1 only the label decides.
+        p: probability that the transform is applied.
+        steps: sampler steps for strength 1, at least 1; lower strengths take their share (default: card's).
+        guidance: weight of the label on the image, 1 is none (default: card's).
+        sampler: one that the generator's architecture has (default: card's); with another one, `steps` is by
+            default what is usual for it.
+        label: name of the label map to follow; by default the only one (`exclude` hides others).
+        label_mapping: ids of that label map to the generator's, where they differ.
+        allow_label_drift: also vary a subject without a label map, or a labelled one with a generator that
+            knows no labels: the anatomy may move.
+        **kwargs: see `torchio.Transform`. `include` and `exclude` choose the images that change: for a
+            generator of C channels one image of C channels, or C images of one channel, in the order of the
+            subject, which change together.
+
+    Raises:
+        CardError: for an unknown generator, or a card that is not valid.
+        VerbError: for a generator that cannot vary, or, when applied, images that do not fit its channels.
+        LabelError: when applied, for label maps that are missing, ambiguous, or hold ids that are not known.
+        DiffaugError: for steps, guidance or a sampler that the generator cannot work with, or, when applied,
+            for images or label maps on different grids.
+    """
+
+    deterministic = Variation
+
+    def __init__(
+        self,
+        generator: GeneratorLike = "hippocampus-mr",
+        strength: float | tuple[float, float] | None = None,
+        p: float = 0.3,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(generator, p, {"strength": strength}, **kwargs)
+
+
+# -- inpainting ----------------------------------------------------------------------------------------------
+
+
+class Inpainting(_Deterministic, IntensityTransform):
+    """Make a given region anew, with a given seed.
+
+    Args:
+        region: see `diffaug.transforms.regions`, such as
+            `{"shape": "ellipsoid", "centre": [0.5, 0.5, 0.5], "radii": [5, 5, 5]}` or
+            `{"shape": "label", "labels": [2], "margin": 2}`.
+        generator, seed, weights_hash: as for `Variation`.
+        **kwargs: the other arguments of `RandomInpainting`.
+    """
+
+    operation = operations.Inpainting
+    own = "region"
+
+    def __init__(self, generator: GeneratorLike, region: Mapping[str, Any], seed: int, **kwargs: Any) -> None:
+        super().__init__(generator, seed, **kwargs)
+        self.region = check_region(region)
+
+
+class RandomInpainting(_Random, IntensityTransform):
+    """Make a random region of the image anew: the rest and the label map stay as they are, to the last bit.
+
+    Args:
+        region: "ellipsoid" or "box" anywhere that the generator reaches; "label", a structure of the label
+            map with a margin; "around", that margin alone.
+        labels: ids of the label map that "label" and "around" choose from; default: all that the generator
+            knows.
+        generator, p: as for `RandomVariation`.
+        **kwargs: the other arguments of `RandomVariation`; errors are the same.
+    """
+
+    deterministic = Inpainting
+
+    def __init__(
+        self,
+        generator: GeneratorLike = "hippocampus-mr",
+        region: Shape = "ellipsoid",
+        p: float = 0.3,
+        labels: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(generator, p, {"region": region, "labels": labels}, **kwargs)
+
+
+# -- repaint -------------------------------------------------------------------------------------------------
+
+
+class Repaint(_Deterministic, SpatialTransform):
+    """Deform the label map as given, and replace the image by one painted from it.
+
+    Args:
+        deformation: `{"amplitude": largest displacement in mm, "seed": of the displacement}`.
+        generator, seed, weights_hash: as for `Variation`; the seed is that of the image.
+        **kwargs: the other arguments of `RandomRepaint`.
+    """
+
+    operation = operations.Repaint
+    own = "deformation"
+
+    def __init__(
+        self, generator: GeneratorLike, deformation: Mapping[str, Any], seed: int, **kwargs: Any
+    ) -> None:
+        super().__init__(generator, seed, **kwargs)
+        self.deformation = check_deformation(deformation)
+
+    def _check_others(self, subject: Subject, chosen: Mapping[str, Image]) -> None:
+        excluded = self.exclude or ()
+        others = [
+            name
+            for name, image in subject.items()
+            if isinstance(image, Image) and name not in chosen and name not in excluded
+        ]
+        if others:
             raise DiffaugError(
-                f"{_described({first_name: first, name: other})} are not on one grid: "
-                f"shapes {first.spatial_shape} and {other.spatial_shape}, "
-                f"affines {first.affine.tolist()} and {other.affine.tolist()}. "
-                f"Bring them onto one with tio.ToCanonical() and tio.Resample({first_name!r}) before"
+                f"{' and '.join(chosen)} get another anatomy, and {', '.join(others)} would still show the "
+                "old one: remove them from the subject, or leave them as they are with exclude=[...]"
             )
+
+
+class RandomRepaint(_Random, SpatialTransform):
+    """Give the subject another anatomy: its label map deformed within bounds, and an image painted from it.
+
+    Image and label map both change, and keep their grids, dtypes and units. Of points or other entries of
+    the subject that are no images nothing is known: they stay as they are.
+
+    Args:
+        amplitude: range of the largest displacement in mm, or one number; default: 4 to 12 % of the shortest
+            side of the generator's grid.
+        generator, p: as for `RandomVariation`.
+        **kwargs: the other arguments of `RandomVariation`; errors are the same.
+    """
+
+    deterministic = Repaint
+
+    def __init__(
+        self,
+        generator: GeneratorLike = "hippocampus-mr",
+        amplitude: float | tuple[float, float] | None = None,
+        p: float = 0.3,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(generator, p, {"amplitude": amplitude}, **kwargs)
 
 
 def _described(images: Mapping[str, Image]) -> str:
     return " and ".join(f"{name} ({image.path})" if image.path else name for name, image in images.items())
-
-
-def _to_dtype(volume: Tensor, dtype: torch.dtype) -> Tensor:
-    """The volume in `dtype`, rounded and clipped where that holds integers."""
-    if volume.dtype == dtype or dtype.is_floating_point:
-        return volume.to(dtype)
-    limits = torch.iinfo(dtype)
-    return volume.round().clamp(limits.min, limits.max).to(dtype)

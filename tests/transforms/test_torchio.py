@@ -18,7 +18,6 @@ from torch import Tensor
 from diffaug.errors import CardError, DiffaugError, LabelError, VerbError
 from diffaug.generators.generator import Generator
 from diffaug.transforms.torchio import RandomVariation, Variation
-from diffaug.transforms.variation import apply_parameters, make_parameters
 from tests.conftest import make_tiny_generator
 
 # Axes P, I, R with spacings 1.6, 1.4, 1.5 mm: neither the orientation nor the spacing of the tiny generator.
@@ -253,7 +252,7 @@ def test_error_names_the_files(tiny_generator_folder: Path, tmp_path: Path) -> N
     subject["seg"] = tio.LabelMap(tmp_path / "case_7.nii.gz")
     with pytest.raises(LabelError, match=r"\[9\] are not in the generator's vocabulary") as caught:
         Variation(tiny_generator_folder, 0.5, 1)(subject)
-    assert caught.value.__notes__ == [f"while varying t1 and seg ({tmp_path / 'case_7.nii.gz'})"]
+    assert caught.value.__notes__ == [f"while working on t1 and seg ({tmp_path / 'case_7.nii.gz'})"]
 
 
 # -------- which label
@@ -421,11 +420,6 @@ def test_history_without_a_sampler_replays(tiny_generator_folder: Path) -> None:
     assert arguments.pop("sampler") == "adams-bashforth"
     assert torch.equal(Variation(**arguments)(subject)["t1"].data, varied["t1"].data)
 
-    parameters = make_parameters(tiny_generator_folder, strength=0.5, seed=1, steps=3)
-    assert parameters.pop("sampler") == "adams-bashforth"
-    image, label = subject["t1"].data, subject["seg"].data
-    assert torch.equal(apply_parameters(parameters, image, label, AFFINE), varied["t1"].data)
-
 
 def test_history_of_included_images(tiny_generator_folder: Path) -> None:
     subject = make_subject(t2=scalar(5))
@@ -555,7 +549,7 @@ def test_graphics_memory_is_refused_in_workers(
 ) -> None:
     generator = Generator(tiny_generator.card, tiny_generator.model)
     generator.device = torch.device("cuda")
-    monkeypatch.setattr("diffaug.transforms.variation.get_worker_info", lambda: object())
+    monkeypatch.setattr("diffaug.transforms.operations.get_worker_info", lambda: object())
     with pytest.raises(VerbError, match=r"tiny is on cuda.*num_workers=0"):
         Variation(generator, 0.5, 1)(make_subject())
 

@@ -1,0 +1,350 @@
+"""The random operations that all plug-ins offer, and parameters of applied ones, as plain JSON.
+
+| operation | verb | what comes back |
+|---|---|---|
+| `Variation` | `vary` | another image of the same anatomy |
+| `Inpainting` | `inpaint` | the image with a region made anew |
+| `Repaint` | `vary` | both deformed, and all but the finest grain painted anew from the label map |
+
+A plug-in draws a seed from its framework's random state, asks the operation for `parameters(seed)`, keeps
+what that returns, and calls `apply` with tensors. Parameters and case together decide the result:
+
+    {"verb": "vary", "generator": name or folder, "weights_hash": SHA-256, "seed": >= 0,
+     "strength", "region", "deformation": where the operation has them,
+     "sampler": name, "steps": >= 1, "guidance": >= 0,
+     "label_mapping": {id in the label map: id of the generator} or null, "allow_label_drift": bool}
+"""
+
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
+
+import nibabel as nib
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from diffaug.errors import CardError, LabelError, VerbError
+from diffaug.generators.card import Card
+from diffaug.generators.generator import Generator
+from diffaug.generators.labels import Vocabulary
+from diffaug.generators.networks import Verb
+from diffaug.transforms.deformation import deform
+from diffaug.transforms.regions import Shape, draw_region, region_mask
+from diffaug.transforms.sources import GeneratorLike, card_of, reference, resolve
+
+Parameters = dict[str, Any]
+# Largest displacement of a Repaint, as shares of the grid's shortest side.
+AMPLITUDE = (0.04, 0.12)
+
+_IMPORTED_IN = os.getpid()
+
+
+class Case(NamedTuple):
+    """Image `(C, I, J, K)`, any numeric dtype and unit, and label map `(1, I, J, K)`, integers, or None."""
+
+    image: Tensor
+    label: Tensor | None
+
+
+class Operation(ABC):
+    """A random operation: which generator, how it samples, and the ranges that parameters are drawn from.
+
+    Args:
+        generator: bundled name, folder, or `diffaug.Generator`. Of a name or folder the weights are loaded
+            once per process, on first use, and the operation pickles small.
+        steps, guidance, sampler: how to sample (default: the card's; with another sampler than the card's,
+            `steps` is what is usual for it).
+        label_mapping: ids of the label map to the generator's, where they differ.
+        allow_label_drift: also without a label map, or with a generator that knows no labels: the anatomy may
+            move.
+
+    Raises:
+        CardError: for an unknown generator, or a card that is not valid.
+        VerbError: for a generator that lacks the verb.
+        LabelError: for a mapping to labels that the generator does not know.
+        DiffaugError: for steps, guidance or a sampler that it cannot work with.
+    """
+
+    verb: ClassVar[Verb]
+    # Whether the label map changes, too.
+    moves_label: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        generator: GeneratorLike = "hippocampus-mr",
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        sampler: str | None = None,
+        label_mapping: Mapping[int, int] | None = None,
+        allow_label_drift: bool = False,
+    ) -> None:
+        self.card: Card = card_of(generator)
+        if self.verb not in self.card.verbs:
+            raise VerbError(
+                f"{self.card.name} has no verb {self.verb!r}; it has {', '.join(sorted(self.card.verbs))}"
+            )
+        Vocabulary(self.card.labels).check_mapping(label_mapping)
+        self.sampling = self.card.sampling(self.verb, steps, guidance, sampler)
+        self.generator = reference(generator)
+        # An object given as such lives as long as the operation does.
+        self._given = generator if isinstance(generator, Generator) else None
+        self.label_mapping = dict(label_mapping) if label_mapping else None
+        self.allow_label_drift = allow_label_drift
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Self:
+        """Itself, as nothing in it changes: frameworks copy transforms for each thread."""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "card"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.card = card_of(self.source)
+        reference(self.source)
+
+    @property
+    def source(self) -> GeneratorLike:
+        """The generator as it was given: an object, or a name."""
+        return self._given or self.generator
+
+    def parameters(self, seed: int) -> Parameters:
+        """The parameters of one application; equal seeds give equal ones."""
+        rng = torch.Generator().manual_seed(seed)
+        return {
+            "verb": self.verb,
+            "generator": self.generator,
+            "weights_hash": self.card.weights_hash,
+            "seed": int(seed),
+            **self._draw(rng),
+            "sampler": self.sampling.sampler,
+            "steps": self.sampling.steps,
+            "guidance": self.sampling.guidance,
+            "label_mapping": {str(k): int(v) for k, v in self.label_mapping.items()}
+            if self.label_mapping
+            else None,
+            "allow_label_drift": self.allow_label_drift,
+        }
+
+    @abstractmethod
+    def _draw(self, rng: torch.Generator) -> dict[str, Any]:
+        """What is random besides the noise."""
+
+
+class Variation(Operation):
+    """Another image of the same anatomy: `Generator.vary` at a random strength.
+
+    Args:
+        strength: range within [0, 1], or one number; default: the card's range.
+
+    Parameters: `"strength"`.
+    """
+
+    verb: ClassVar[Verb] = "vary"
+
+    def __init__(
+        self,
+        generator: GeneratorLike = "hippocampus-mr",
+        strength: float | tuple[float, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(generator, **kwargs)
+        default = self.card.defaults.strength_range
+        self.strength = pair("strength", default if strength is None else strength, 0, 1)
+
+    def _draw(self, rng: torch.Generator) -> dict[str, Any]:
+        return {"strength": uniform(self.strength, rng)}
+
+
+class Inpainting(Operation):
+    """A random region made anew: `Generator.inpaint`.
+
+    Args:
+        region: "ellipsoid" or "box", anywhere that the generator reaches; "label": a structure of the label
+            map and a margin around it; "around": that margin alone.
+        labels: ids of the label map that "label" and "around" are about; default: all of the vocabulary's.
+
+    Parameters: `"region"`, see `diffaug.transforms.regions`.
+    """
+
+    verb: ClassVar[Verb] = "inpaint"
+
+    def __init__(
+        self,
+        generator: GeneratorLike = "hippocampus-mr",
+        region: Shape = "ellipsoid",
+        labels: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(generator, **kwargs)
+        own = {number: number for number in self.card.labels} | (self.label_mapping or {})
+        known = tuple(value for value, number in own.items() if number != 0)
+        if region in ("label", "around") and not known:
+            raise LabelError(
+                f"{self.card.name} knows no labels, so that no region can be about one: use "
+                "region='ellipsoid' or 'box'"
+            )
+        if unknown := sorted(set(labels or ()) - set(known)):
+            raise LabelError(f"labels names {unknown}; the label maps may hold {sorted(known)}")
+        self.region: Shape = region
+        self.labels = tuple(labels or known)
+        self._draw(torch.Generator())
+
+    def _draw(self, rng: torch.Generator) -> dict[str, Any]:
+        return {"region": draw_region(self.region, self.card.to_grid(), self.labels, rng)}
+
+
+class Repaint(Operation):
+    """Another shape and another look: image and label map deformed within bounds, and the image painted anew
+    from the label map.
+
+    Painted is `Generator.vary` at strength 1: nothing but the label map decides the anatomy, and the scan
+    gives its finest grain, which moved along. A plain `Generator.paint` would be as smooth as the
+    autoencoder, and a segmenter could tell by that.
+
+    Bounds: nothing folds, every label keeps its number of connected components, and its volume stays between
+    the 5th and 95th percentile of the generator's training cases (or comes nearer to them).
+
+    Args:
+        amplitude: range of the largest displacement in mm, or one number; default: 4 to 12 % of the shortest
+            side of the generator's grid.
+
+    Parameters: `"strength": 1` and `"deformation": {"amplitude": mm, "seed": >= 0}`.
+    """
+
+    verb: ClassVar[Verb] = "vary"
+    moves_label: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        generator: GeneratorLike = "hippocampus-mr",
+        amplitude: float | tuple[float, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(generator, **kwargs)
+        if not self.card.labels:
+            raise LabelError(f"{self.card.name} knows no labels, from which it could paint a case anew")
+        if not self.card.label_volumes:
+            raise CardError(
+                f"the card of {self.card.name} has no label_volumes, which bound a deformation: fit it "
+                "again, or add to card.json the 5th and 95th percentile of each label's volume in the "
+                'training cases (mm^3), such as "label_volumes": {"1": [950, 2100]}'
+            )
+        grid = self.card.to_grid()
+        side = min(n * s for n, s in zip(grid.shape, grid.spacing, strict=True))
+        default = (AMPLITUDE[0] * side, AMPLITUDE[1] * side)
+        self.amplitude = pair("amplitude", default if amplitude is None else amplitude, 0, float("inf"))
+
+    def _draw(self, rng: torch.Generator) -> dict[str, Any]:
+        seed = int(torch.randint(2**31, (1,), generator=rng))
+        deformation = {"amplitude": uniform(self.amplitude, rng), "seed": seed}
+        return {"strength": 1.0, "deformation": deformation}
+
+
+def pair(name: str, value: float | tuple[float, float], least: float, most: float) -> tuple[float, float]:
+    """Lowest and highest from a pair, or from one number for both.
+
+    Raises:
+        ValueError: unless least <= low <= high <= most.
+    """
+    bounds = (value, value) if isinstance(value, int | float) else value
+    try:
+        low, high = map(float, bounds)
+    except (TypeError, ValueError):
+        low = high = float("nan")
+    if not least <= low <= high <= most:
+        raise ValueError(
+            f"{name} must be a number or a pair (low, high) within [{least}, {most}], got {value!r}"
+        )
+    return low, high
+
+
+def uniform(bounds: tuple[float, float], rng: torch.Generator) -> float:
+    """A number between the bounds."""
+    low, high = bounds
+    return low + (high - low) * float(torch.rand(1, generator=rng, dtype=torch.float64))
+
+
+def apply(parameters: Mapping[str, Any], case: Case, affine: ArrayLike) -> Case:
+    """Apply recorded parameters to a case; also in worker processes, forked ones included.
+
+    A case whose label map shows no structure, as a crop beside it, comes back as it is, with a warning.
+
+    Args:
+        parameters: see the module.
+        case: image and label map.
+        affine: `(4, 4)`, voxel to world, mm, RAS+.
+
+    Raises:
+        CardError, LabelError, VerbError, DiffaugError: see `resolve` and the generator's verbs.
+    """
+    generator = resolve(parameters["generator"], parameters["weights_hash"])
+    if get_worker_info() is not None and generator.device.type != "cpu":
+        raise VerbError(
+            f"{generator.name} is on {generator.device}, which worker processes cannot use: give the "
+            "transform the generator's name or folder, or load the data with num_workers=0"
+        )
+    if os.getpid() != _IMPORTED_IN:
+        # A fork copies the parent's record of its thread pool but no threads: to wait for them is a deadlock.
+        torch.set_num_threads(1)
+    mapping = {int(k): int(v) for k, v in (parameters["label_mapping"] or {}).items()}
+    if case.label is not None and generator.knows_labels and not _shows_structure(case.label, mapping):
+        warnings.warn("a label map shows no structure: its case was left as it is", stacklevel=2)
+        return Case(case.image.clone(), case.label.clone())
+    affine = np.asarray(affine, dtype=np.float64)
+    if "deformation" in parameters:
+        case = _deform(parameters["deformation"], case, generator, affine, mapping)
+    image, label = case
+    how = {
+        "seed": [parameters["seed"]],
+        "steps": parameters["steps"],
+        "guidance": parameters["guidance"],
+        "sampler": parameters["sampler"],
+        "label_mapping": mapping,
+        "allow_label_drift": parameters["allow_label_drift"],
+    }
+    batch = image[None], None if label is None else label[None]
+    if parameters["verb"] == "vary":
+        return Case(generator.vary(*batch, affine, strength=parameters["strength"], **how)[0], label)
+    placement = generator.placement(image.shape[1:], affine, label, label_mapping=mapping)
+    mask = region_mask(parameters["region"], placement, label, nib.affines.voxel_sizes(affine))
+    mask = mask.to(image.device)
+    return Case(generator.inpaint(batch[0], mask[None], batch[1], affine, **how)[0], label)
+
+
+def _deform(
+    deformation: Mapping[str, Any],
+    case: Case,
+    generator: Generator,
+    affine: NDArray[np.float64],
+    mapping: Mapping[int, int],
+) -> Case:
+    """The case in another shape, within the bounds of the generator's card."""
+    image, label = case
+    if label is None:
+        raise LabelError(f"{generator.name} deforms a label map: give one")
+    bounds = generator.card.label_volumes
+    numbers = {value: mapping.get(value, value) for value in (int(v) for v in torch.unique(label))}
+    deformed = deform(
+        image.cpu(),
+        label.cpu(),
+        generator.placement(label.shape[1:], affine, label, label_mapping=mapping),
+        nib.affines.voxel_sizes(affine),
+        amplitude=deformation["amplitude"],
+        seed=deformation["seed"],
+        volumes={value: bounds[number] for value, number in numbers.items() if number in bounds},
+    )
+    if deformed.share == 0 and deformation["amplitude"] > 0:
+        warnings.warn("no share of a deformation was within bounds: its case keeps its shape", stacklevel=3)
+    return Case(deformed.image.to(image.device), deformed.label.to(label.device))
+
+
+def _shows_structure(label: Tensor, mapping: Mapping[int, int]) -> bool:
+    """Whether any label but the background is left after the mapping."""
+    return any(mapping.get(int(value), int(value)) != 0 for value in torch.unique(label))
