@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from diffaug.cli.allocator import keep_freed_memory
 from diffaug.cli.audit import audit
+from diffaug.cli.bank import bank_app
 from diffaug.cli.build import build
 from diffaug.cli.checkpoints import export_app, import_app
 from diffaug.cli.fit import fit
@@ -34,6 +35,7 @@ app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False)
 app.command()(fit)
 app.command()(build)
 app.command()(audit)
+app.add_typer(bank_app, name="bank")
 app.add_typer(import_app, name="import")
 app.add_typer(export_app, name="export")
 for verb in COMMANDS:

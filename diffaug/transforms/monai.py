@@ -16,6 +16,7 @@ off again and leaves the voxels, as no image can be varied back.
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,6 +26,7 @@ from torch import Tensor
 from diffaug.errors import DiffaugError, ExtraError, LabelError, VerbError
 from diffaug.generators.cases import to_dtype
 from diffaug.transforms import operations
+from diffaug.transforms.bank import open_bank
 from diffaug.transforms.one_grid import Place, check_one_grid
 from diffaug.transforms.operations import Case, Operation, Parameters, apply
 from diffaug.transforms.regions import Shape
@@ -284,6 +286,79 @@ class RandRepaintd(_Randd):
         super().__init__(keys, label_key, RandRepaint(generator, prob, amplitude, **kwargs))
 
 
+# -- from a bank ---------------------------------------------------------------------------------------------
+
+
+class RandFromBankd(RandomizableTransform, MapTransform, InvertibleTransform):
+    """Replace an image by a random variation of it from a bank, at the cost of reading it.
+
+    The bank finds a case by the name of its image file (`meta["filename_or_obj"]`), so the images must come
+    from the files that the bank was built for, on their own grid: put this transform right after loading.
+
+    Args:
+        keys: of the image, or of the images of one channel each that the bank holds together.
+        bank: folder that `diffaug bank build` wrote.
+        label_key: of the label map that changes along, where the bank holds repaints.
+        prob: probability that it is applied.
+
+    Raises:
+        DiffaugError: for a folder that holds no finished bank, or, when applied, images on another grid than
+            their files.
+        DatasetError: when applied, for a case that the bank does not hold.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, bank: Path | str, label_key: Hashable | None = "label", prob: float = 0.5
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.bank = str(Path(bank).absolute())
+        self.label_key = label_key
+        self._entries = open_bank(bank).settings.per_case
+        self._changing = _changing(open_bank(bank).moves_label, self.keys, label_key)
+        self.entry = 0
+
+    def randomize(self, data: Any = None) -> None:
+        """Decide whether to draw, and which variation."""
+        super().randomize(None)
+        if self._do_transform:
+            self.entry = int(self.R.randint(self._entries))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Draw with probability `prob`."""
+        self.randomize()
+        out = dict(data)
+        if not self._do_transform:
+            return out | {key: _leave(self, out[key]) for key in self._changing}
+        bank = open_bank(self.bank)
+        images = {str(key): data[key] for key in self.keys}
+        places = {name: _place(name, image) for name, image in images.items()}
+        file = next(iter(images.values())).meta.get("filename_or_obj")
+        if not file:
+            raise DiffaugError(f"{self.bank} finds a case by the name of its file: load it with LoadImaged")
+        case = bank.find(str(file))
+        there = Place(case.shape[1:], np.array(case.affine))
+        advice = "RandFromBankd before all that move or resample the images"
+        check_one_grid(places | {f"{case.name} in {self.bank}": there}, advice)
+        counts = [len(image) for image in images.values()]
+        if sum(counts) != case.shape[0]:
+            raise VerbError(
+                f"{self.bank} holds {case.shape[0]} channels of {case.name}, {list(images)} are {sum(counts)}"
+            )
+        made = bank.draw(case, self.entry)
+        new = dict(zip(self.keys, made.image.split(counts), strict=True))
+        if made.label is not None and self.label_key is not None:
+            new[self.label_key] = made.label
+        record = {"bank": bank.hash, "case": case.name, "entry": self.entry}
+        for key, tensor in new.items():
+            out[key] = _traced(self, data[key], to_dtype(tensor, data[key].dtype), record)
+        return out
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The dictionary as it is, without the records."""
+        return _forget(self, data, self._changing)
+
+
 # -- shared --------------------------------------------------------------------------------------------------
 
 
@@ -373,13 +448,15 @@ def _apply(
     if made.label is not None and "deformation" in parameters:
         changed[label_name] = made.label
     record = {PARAMETERS: json.dumps(parameters)}
-    out = {}
-    for name, tensor in changed.items():
-        meta = MetaTensor(
-            tensor, meta=given[name].meta, applied_operations=list(given[name].applied_operations)
-        )
-        out[name] = transform.push_transform(meta, extra_info=record)
-    return out
+    return {name: _traced(transform, given[name], tensor, record) for name, tensor in changed.items()}
+
+
+def _traced(
+    transform: InvertibleTransform, old: MetaTensor, new: Tensor, record: Mapping[str, Any]
+) -> MetaTensor:
+    """New voxels in the place of old ones, with a record of where they come from."""
+    made = MetaTensor(new, meta=old.meta, applied_operations=list(old.applied_operations))
+    return transform.push_transform(made, extra_info=dict(record))
 
 
 def _place(name: str, image: Any) -> Place:

@@ -71,6 +71,8 @@ class Operation(ABC):
     """
 
     verb: ClassVar[Verb]
+    # Names of the arguments that only this operation has.
+    own: ClassVar[tuple[str, ...]]
     # Whether the label map changes, too.
     moves_label: ClassVar[bool] = False
 
@@ -126,9 +128,22 @@ class Operation(ABC):
             "sampler": self.sampling.sampler,
             "steps": self.sampling.steps,
             "guidance": self.sampling.guidance,
-            "label_mapping": {str(k): int(v) for k, v in self.label_mapping.items()}
-            if self.label_mapping
-            else None,
+            "label_mapping": self._mapping(),
+            "allow_label_drift": self.allow_label_drift,
+        }
+
+    def _mapping(self) -> dict[str, int] | None:
+        """With text keys, as JSON has them."""
+        return {str(k): int(v) for k, v in (self.label_mapping or {}).items()} or None
+
+    def ranges(self) -> dict[str, Any]:
+        """What parameters are drawn from, as plain JSON."""
+        own = {name: getattr(self, name) for name in self.own}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()} | {
+            "sampler": self.sampling.sampler,
+            "steps": self.sampling.steps,
+            "guidance": self.sampling.guidance,
+            "label_mapping": self._mapping(),
             "allow_label_drift": self.allow_label_drift,
         }
 
@@ -147,6 +162,7 @@ class Variation(Operation):
     """
 
     verb: ClassVar[Verb] = "vary"
+    own = ("strength",)
 
     def __init__(
         self,
@@ -174,6 +190,7 @@ class Inpainting(Operation):
     """
 
     verb: ClassVar[Verb] = "inpaint"
+    own = ("region", "labels")
 
     def __init__(
         self,
@@ -219,6 +236,7 @@ class Repaint(Operation):
     """
 
     verb: ClassVar[Verb] = "vary"
+    own = ("amplitude",)
     moves_label: ClassVar[bool] = True
 
     def __init__(

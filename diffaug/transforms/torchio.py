@@ -10,15 +10,19 @@ recorded has to import this module first.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from diffaug.errors import DiffaugError, ExtraError, LabelError, VerbError
 from diffaug.generators.card import Card
 from diffaug.generators.cases import to_dtype
 from diffaug.generators.generator import Generator
 from diffaug.transforms import operations
+from diffaug.transforms.bank import open_bank
 from diffaug.transforms.deformation import check_deformation
 from diffaug.transforms.one_grid import Place, check_one_grid
 from diffaug.transforms.operations import Case, Operation, Parameters, apply
@@ -78,17 +82,10 @@ class _Deterministic(Transform):
         """Apply the parameters to the chosen images of the subject, in place."""
         card = card_of(self._source, self.weights_hash)
         parameters = self._parameters(card)
-        images = self._choose_images(subject, card)
+        images = _choose_images(self, subject, card.channels, card.name)
         label = self._choose_label(subject, card)
         self._check_others(subject, images | label)
-        used = images | label
-        check_one_grid(
-            {
-                _described({name: image}): Place(image.spatial_shape, image.affine)
-                for name, image in used.items()
-            },
-            f"tio.ToCanonical() and tio.Resample({next(iter(used))!r}) before",
-        )
+        _check_grids(images | label)
         tensors = [image.data for image in images.values()]
         if len({tensor.dtype for tensor in tensors}) > 1:
             # float64 holds the voxels of the other dtypes exactly.
@@ -99,9 +96,7 @@ class _Deterministic(Transform):
         except ValueError as error:
             error.add_note(f"while working on {_described(images | label)}")
             raise
-        parts = made.image.split([len(tensor) for tensor in tensors])
-        for image, part in zip(images.values(), parts, strict=True):
-            image.set_data(to_dtype(part, image.data.dtype).clone())
+        _set_images(images, made.image)
         if made.label is not label_map and made.label is not None:
             next(iter(label.values())).set_data(made.label)
         return subject
@@ -114,23 +109,6 @@ class _Deterministic(Transform):
         names = ["generator", "weights_hash", self.own, "seed", *SHARED_ARGUMENTS]
         own = {name: getattr(self, name) for name in names if name != "label"}
         return {"verb": self.operation.verb, "strength": 1.0} | own
-
-    def _choose_images(self, subject: Subject, card: Card) -> dict[str, Image]:
-        """The image of C channels, or the C images of one channel, that change together."""
-        intensities = subject.get_images_dict(intensity_only=True, include=self.include, exclude=self.exclude)
-        images: dict[str, Image] = dict(intensities)
-        counts = [image.num_channels for image in images.values()]
-        wanted = len(card.channels)
-        if counts not in ([wanted], [1] * wanted):
-            chosen = ", ".join(f"{name} ({count})" for name, count in zip(images, counts, strict=True))
-            several = f", or {wanted} images of one channel," if wanted > 1 else ""
-            raise VerbError(
-                f"{card.name} works on one image of {wanted} channel(s){several} at a time "
-                f"({', '.join(card.channels)}); chosen, with their numbers of channels: {chosen or 'none'}. "
-                "Choose with include=[...] or exclude=[...] among "
-                f"{[name for name, image in subject.items() if isinstance(image, ScalarImage)]}"
-            )
-        return images
 
     def _choose_label(self, subject: Subject, card: Card) -> dict[str, Image]:
         """The label map to follow, by its name; empty where there is none and the label may drift."""
@@ -393,5 +371,149 @@ class RandomRepaint(_Random, SpatialTransform):
         super().__init__(generator, p, {"amplitude": amplitude}, **kwargs)
 
 
+# -- from a bank ---------------------------------------------------------------------------------------------
+
+
+class FromBank(Transform):
+    """Replace the image by a given variation of it from a bank.
+
+    Args:
+        bank: folder that `diffaug bank build` wrote.
+        entry: which variation, from 0.
+        bank_hash: the bank it must be (as a history holds it); by default any.
+        label: name of the label map that changes along, where the bank holds repaints.
+        **kwargs: as for `RandomFromBank`.
+    """
+
+    def __init__(
+        self,
+        bank: Path | str,
+        entry: int,
+        *,
+        label: str | None = None,
+        bank_hash: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._bank = open_bank(bank)
+        self.bank = str(self._bank.folder)
+        self.entry = int(entry)
+        self.label = label
+        self.bank_hash = bank_hash
+        self.args_names = ["bank", "bank_hash", "entry", "label"]
+
+    def apply_transform(self, subject: Subject) -> Subject:
+        """Replace the chosen images of the subject, in place."""
+        bank = self._bank
+        if self.bank_hash not in (None, bank.hash):
+            raise DiffaugError(
+                f"{self.bank} is another bank than the one that was recorded, {self.bank_hash}: put that "
+                "one there"
+            )
+        self.bank_hash = bank.hash
+        intensities = subject.get_images(intensity_only=True, include=self.include, exclude=self.exclude)
+        file = next((image.path for image in intensities if image.path), None)
+        if file is None:
+            raise DiffaugError(
+                f"{self.bank} finds a case by the names of its files, and the images of the subject have "
+                "none: load them from files"
+            )
+        case = bank.find(str(file))
+        images = _choose_images(self, subject, [f"channel {n}" for n in range(case.shape[0])], self.bank)
+        first = next(iter(images))
+        places = {
+            first: Place(images[first].spatial_shape, images[first].affine),
+            f"{case.name} in {self.bank}": Place(case.shape[1:], np.array(case.affine)),
+        }
+        check_one_grid(places, "the bank's transform before all that move or resample the subject")
+        made = bank.draw(case, self.entry)
+        _set_images(images, made.image)
+        if made.label is not None:
+            self._choose_label(subject).set_data(made.label)
+        return subject
+
+    def _choose_label(self, subject: Subject) -> Image:
+        maps = {name: image for name, image in subject.items() if isinstance(image, LabelMap)}
+        names = [self.label] if self.label else [n for n in maps if n not in (self.exclude or ())]
+        if len(names) != 1 or names[0] not in maps:
+            raise LabelError(
+                f"{self.bank} holds another shape for one of the label maps {list(maps)}: name it with "
+                "label=..."
+            )
+        return maps[names[0]]
+
+
+class RandomFromBank(RandomTransform):
+    """Replace the image by a random variation of it from a bank, at the cost of reading it.
+
+    The bank finds a case by the name of its image file, so the images must come from the files that the bank
+    was built for, on their own grid: put this transform first.
+
+    Args:
+        bank: folder that `diffaug bank build` wrote.
+        p: probability that the transform is applied.
+        label: name of the label map that changes along, where the bank holds repaints; by default the only
+            one.
+        **kwargs: see `torchio.Transform`; `include` and `exclude` as for `RandomVariation`.
+
+    Raises:
+        DiffaugError: for a folder that holds no finished bank, or, when applied, images on another grid than
+            their files.
+        DatasetError: when applied, for a case that the bank does not hold.
+    """
+
+    def __init__(self, bank: Path | str, p: float = 0.5, *, label: str | None = None, **kwargs: Any) -> None:
+        super().__init__(p=p, **kwargs)
+        self._entries = open_bank(bank).settings.per_case
+        self.bank = str(Path(bank).absolute())
+        self.p = p
+        self.label = label
+        self.args_names = ["bank", "p", "label"]
+
+    def apply_transform(self, subject: Subject) -> Subject:
+        """Choose a variation, and apply a `FromBank`."""
+        entry = int(torch.randint(self._entries, (1,)))
+        arguments: dict[str, Any] = {"label": self.label}
+        self._add_base_args(arguments)
+        return FromBank(self.bank, entry, **arguments)(subject)
+
+
+# -- shared --------------------------------------------------------------------------------------------------
+
+
 def _described(images: Mapping[str, Image]) -> str:
     return " and ".join(f"{name} ({image.path})" if image.path else name for name, image in images.items())
+
+
+def _choose_images(
+    transform: Transform, subject: Subject, channels: Sequence[str], who: str
+) -> dict[str, Image]:
+    """The image of C channels, or the C images of one channel, that change together."""
+    intensities = subject.get_images_dict(
+        intensity_only=True, include=transform.include, exclude=transform.exclude
+    )
+    images: dict[str, Image] = dict(intensities)
+    counts = [image.num_channels for image in images.values()]
+    wanted = len(channels)
+    if counts not in ([wanted], [1] * wanted):
+        chosen = ", ".join(f"{name} ({count})" for name, count in zip(images, counts, strict=True))
+        several = f", or {wanted} images of one channel," if wanted > 1 else ""
+        raise VerbError(
+            f"{who} works on one image of {wanted} channel(s){several} at a time "
+            f"({', '.join(channels)}); chosen, with their numbers of channels: {chosen or 'none'}. "
+            "Choose with include=[...] or exclude=[...] among "
+            f"{[name for name, image in subject.items() if isinstance(image, ScalarImage)]}"
+        )
+    return images
+
+
+def _check_grids(images: Mapping[str, Image]) -> None:
+    places = {_described({n: image}): Place(image.spatial_shape, image.affine) for n, image in images.items()}
+    check_one_grid(places, f"tio.ToCanonical() and tio.Resample({next(iter(images))!r}) before")
+
+
+def _set_images(images: Mapping[str, Image], made: Tensor) -> None:
+    """Give each image its channels of what was made, in its own dtype."""
+    parts = made.split([image.num_channels for image in images.values()])
+    for image, part in zip(images.values(), parts, strict=True):
+        image.set_data(to_dtype(part, image.data.dtype).clone())

@@ -1,0 +1,130 @@
+"""``diffaug bank``: variations made ahead of training."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffaug.cli.build import parse_pair
+
+bank_app = typer.Typer(
+    no_args_is_help=True, help="Make variations ahead of training, for transforms to draw."
+)
+
+
+class OperationName(StrEnum):
+    """What is done to each case."""
+
+    VARIATION = "variation"
+    INPAINTING = "inpainting"
+    REPAINT = "repaint"
+
+
+class Region(StrEnum):
+    """Regions that inpainting makes anew."""
+
+    ELLIPSOID = "ellipsoid"
+    BOX = "box"
+    LABEL = "label"
+    AROUND = "around"
+
+
+@bank_app.command("build")
+def build_bank(
+    data: Annotated[
+        Path,
+        typer.Option(
+            exists=True, file_okay=False, help="Dataset with label maps; with a split, its training cases."
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", file_okay=False, help="Folder of the bank; the same again resumes."),
+    ],
+    generator: Annotated[
+        str, typer.Option(help="Name of a generator in the zoo, or a folder that fit wrote.")
+    ] = "hippocampus-mr",
+    per_case: Annotated[int, typer.Option(min=1, help="Variations of each case.")] = 8,
+    operation: Annotated[
+        OperationName, typer.Option(help="Vary, inpaint a region, or deform and repaint.")
+    ] = OperationName.VARIATION,
+    strength: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="Strengths of variation, 0 to 1.", show_default="the card's"),
+    ] = None,
+    region: Annotated[Region, typer.Option(help="What inpainting makes anew.")] = Region.ELLIPSOID,
+    amplitude: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LOW HIGH",
+            help="Largest displacement of repaint, mm.",
+            show_default="4 to 12 % of the grid",
+        ),
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="Default: the card's.", show_default=False)] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Sampler steps.", show_default="the card's")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Guidance on the label.", show_default="the card's")
+    ] = None,
+    label_mapping: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE=GENERATOR", help="A label id of the dataset, such as 3=1; may be repeated."
+        ),
+    ] = None,
+    allow_label_drift: Annotated[
+        bool, typer.Option("--allow-label-drift", help="Also where no label map is kept true.")
+    ] = False,
+    split: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="JSON file: case names of train, validation, test; or nnU-Net's splits_final.json.",
+            show_default="splits.json in the dataset, if any",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bank.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cpu or cuda.", show_default="the fastest there is")
+    ] = None,
+) -> None:
+    """Make PER_CASE variations of every training case, on its own grid and in its own units.
+
+    Training then draws them at memory-map speed, without the generator: RandomFromBank in TorchIO,
+    RandFromBankd in MONAI. Interrupted at any moment, the same command goes on. Prints the bank's folder.
+    """
+    import torch
+
+    from diffaug.datasets.reading import read_dataset
+    from diffaug.progress import Progress
+    from diffaug.transforms import bank_building
+
+    ranges: dict[OperationName, dict[str, Any]] = {
+        OperationName.VARIATION: {"strength": strength},
+        OperationName.INPAINTING: {"region": region.value},
+        OperationName.REPAINT: {"amplitude": amplitude},
+    }
+    made = bank_building.OPERATIONS[operation.value](
+        generator,
+        **ranges[operation],
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+        label_mapping=dict(map(parse_pair, label_mapping)) if label_mapping else None,
+        allow_label_drift=allow_label_drift,
+    )
+    done = bank_building.build_bank(
+        made,
+        read_dataset(data, split=split),
+        output,
+        per_case=per_case,
+        seed=seed,
+        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        progress=Progress(),
+    )
+    typer.echo(f"{done.made + done.kept} cases: {done.made} made, {done.kept} kept from before", err=True)
+    typer.echo(output)

@@ -1,0 +1,194 @@
+"""Banks: variations of a dataset's cases, made ahead of training and drawn from it at memory-map speed.
+
+    BANK/bank.json            what was asked for
+    BANK/cases/NAME.json      one case: its files, where it lies, and the parameters of each variation
+    BANK/cases/NAME.npy       the images `(K, C, I, J, K)`, dtype and voxels as the case's
+    BANK/cases/NAME.label.npy the label maps `(K, 1, I, J, K)`, where the operation moves these
+
+A case counts as made once its JSON is there, which is written last. A bank holds real scans' shapes and, in
+the residual, their noise: it stays where the scans are.
+"""
+
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from torch import Tensor
+
+from diffaug.errors import DatasetError, DiffaugError
+from diffaug.files import sha256_file
+from diffaug.transforms.operations import Case, Parameters
+
+T = TypeVar("T", bound=BaseModel)
+# A name makes a file name: no path may hide in one that is read from a bank.
+CaseName = Annotated[str, StringConstraints(pattern=r"^[^/\\]+$")]
+
+SETTINGS = "bank.json"
+CASES = "cases"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BankSettings(_Part):
+    """What was asked for; equal settings on one machine give equal bytes.
+
+    Attributes:
+        generator: name; weights: hash; licence: of the weights and what they make.
+        operation: "variation", "inpainting" or "repaint", and `ranges` its own arguments.
+        dataset: name of the dataset, and `licence` and `reference` as it states them.
+        cases: names, of training cases alone where the dataset has a split.
+        per_case: variations of each.
+    """
+
+    format: Literal[1] = 1
+    generator: str
+    weights: str
+    generator_licence: str
+    operation: Literal["variation", "inpainting", "repaint"]
+    ranges: dict[str, Any]
+    dataset: str
+    licence: str | None
+    reference: str | None
+    cases: list[CaseName]
+    per_case: int
+    seed: int
+
+
+class BankCase(_Part):
+    """One case of a bank.
+
+    Attributes:
+        name: in the dataset.
+        patient: whom it shows.
+        files: names of its image files, by which transforms find it.
+        shape: `(C, I, J, K)`; affine: `(4, 4)`, voxel to world, mm, RAS+.
+        parameters: of each variation, see `diffaug.transforms.operations`.
+    """
+
+    name: CaseName
+    patient: str
+    files: list[str]
+    shape: tuple[int, int, int, int]
+    affine: list[list[float]]
+    parameters: list[Parameters]
+
+
+class Bank:
+    """A finished bank, read.
+
+    Raises:
+        DiffaugError: when used, for a folder that holds no bank, an unfinished or a damaged one.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder).absolute()
+
+    @cached_property
+    def settings(self) -> BankSettings:
+        """What was asked for."""
+        return read_settings(self.folder)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the settings: the bank's identity in records."""
+        return sha256_file(self.folder / SETTINGS)
+
+    @cached_property
+    def cases(self) -> dict[str, BankCase]:
+        """All cases by name."""
+        missing = [name for name in self.settings.cases if not (case_file(self.folder, name)).is_file()]
+        if missing:
+            raise DiffaugError(
+                f"{self.folder} is not finished: {len(missing)} of {len(self.settings.cases)} cases are "
+                f"missing, such as {missing[0]}; run the same `diffaug bank build` again, it goes on"
+            )
+        return {name: read_case(case_file(self.folder, name)) for name in self.settings.cases}
+
+    @cached_property
+    def _by_file(self) -> dict[str, str]:
+        return {file: name for name, case in self.cases.items() for file in case.files}
+
+    @property
+    def moves_label(self) -> bool:
+        """Whether label maps come out of it, too."""
+        return self.settings.operation == "repaint"
+
+    def find(self, case_or_file: str) -> BankCase:
+        """A case by its name, or by the name of one of its image files.
+
+        Raises:
+            DatasetError: there is none.
+        """
+        file = Path(case_or_file).name
+        name = case_or_file if case_or_file in self.cases else self._by_file.get(file)
+        if name is None:
+            raise DatasetError(
+                [
+                    f"{self.folder} holds no variations of {case_or_file}; it was built for "
+                    f"{len(self.cases)} cases of {self.settings.dataset}, such as {next(iter(self.cases))}"
+                ]
+            )
+        return self.cases[name]
+
+    def draw(self, case: BankCase, entry: int) -> Case:
+        """A copy of one variation: image `(C, I, J, K)`, and label map `(1, I, J, K)` or None."""
+        image = self._read(f"{case.name}.npy", entry)
+        label = self._read(f"{case.name}.label.npy", entry) if self.moves_label else None
+        return Case(image, label)
+
+    def _read(self, name: str, entry: int) -> Tensor:
+        file = self.folder / CASES / name
+        try:
+            return torch.from_numpy(np.array(np.load(file, mmap_mode="r", allow_pickle=False)[entry]))
+        except (OSError, ValueError, IndexError) as error:
+            raise DiffaugError(
+                f"{file} cannot be read ({error}): remove it and its .json, and run the same `diffaug bank "
+                "build` again"
+            ) from error
+
+
+@cache
+def _open(folder: str) -> Bank:
+    return Bank(folder)
+
+
+def open_bank(folder: Path | str) -> Bank:
+    """A bank by its folder; its records are read once per process."""
+    return _open(str(Path(folder).absolute()))
+
+
+def case_file(folder: Path, name: str) -> Path:
+    """Where the record of a case lies."""
+    return folder / CASES / f"{name}.json"
+
+
+def read_settings(folder: Path) -> BankSettings:
+    """What a bank was asked for.
+
+    Raises:
+        DiffaugError: there is no bank, or a damaged one.
+    """
+    return _read(folder / SETTINGS, BankSettings)
+
+
+def read_case(file: Path) -> BankCase:
+    """The record of one case.
+
+    Raises:
+        DiffaugError: it is missing or damaged.
+    """
+    return _read(file, BankCase)
+
+
+def _read(file: Path, kind: type[T]) -> T:
+    try:
+        return kind.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise DiffaugError(f"{file} cannot be read: {error}; is {file.parent} a bank?") from error
+    except ValidationError as error:
+        raise DiffaugError(f"{file} is no part of a bank, or damaged: {error.errors()[0]['msg']}") from error
