@@ -62,7 +62,10 @@ def build_bank(
             show_default="4 to 12 % of the grid",
         ),
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="Default: the card's.", show_default=False)] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="One that the generator's architecture has.", show_default="the card's"),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Sampler steps.", show_default="the card's")
     ] = None,
