@@ -64,14 +64,15 @@ def test_build_a_dataset(tiny_generator_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("example", ["train_with_the_transform", "train_with_monai"])
 @pytest.mark.parametrize("own", [False, True])
-def test_train_with_the_transform(tiny_generator_folder: Path, tmp_path: Path, own: bool) -> None:
+def test_training_loops(tiny_generator_folder: Path, tmp_path: Path, own: bool, example: str) -> None:
     arguments = ["--generator", tiny_generator_folder, "--steps", "40", "--probability", "0.5"]
     if own:
         for number in range(10):
             write_case(tmp_path / "dataset", f"case_{number}", seed=number)
         arguments += ["--dataset", tmp_path / "dataset"]
-    printed = run_example("train_with_the_transform", tmp_path, *arguments).splitlines()
+    printed = run_example(example, tmp_path, *arguments).splitlines()
     first, *_, last = (float(line.split("loss ")[1]) for line in printed if "loss" in line)
     count, dice = printed[-1].removeprefix("Dice on ").split(" validation cases: ")
     if own:
@@ -85,6 +86,20 @@ def test_train_with_the_transform(tiny_generator_folder: Path, tmp_path: Path, o
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vary_a_case", "build_a_dataset", "train_with_the_transform"])
+def test_training_from_a_bank(tiny_generator_folder: Path, tmp_path: Path) -> None:
+    for number in range(10):
+        write_case(tmp_path / "dataset", f"case_{number}", seed=number)
+    arguments = ["--data", tmp_path / "dataset", "--generator", tiny_generator_folder, "--output", "bank"]
+    command = [sys.executable, "-m", "diffaug", "bank", "build", *arguments, "--per-case", "2"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    arguments = ["--dataset", tmp_path / "dataset", "--bank", "bank", "--steps", "20"]
+    printed = run_example("train_with_monai", tmp_path, *arguments, "--generator", tiny_generator_folder)
+    assert "Dice on 2 validation cases" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["vary_a_case", "build_a_dataset", "train_with_the_transform", "train_with_monai"]
+)
 def test_runs_as_it_stands(name: str, tmp_path: Path) -> None:
     assert run_example(name, tmp_path)

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -18,7 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from diffaug.evaluation.overlap import dice
 from diffaug.evaluation.segmenter import Segmenter, predict, standardise
 from diffaug.evaluation.statistics import ks_null, ks_statistic, nearer_share_interval
+from diffaug.transforms.operations import Case, Inpainting, Operation, Repaint, apply_to_cases
+from diffaug.transforms.regions import Shape
 
+# Largest displacements of a repaint, mm.
+AMPLITUDES = (0, 2, 4, 6)
 STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 REAL_COUNTS = (8, 32)
 FEW_LABELS = 2
@@ -199,6 +203,41 @@ def vary(bench: Bench) -> list[Cell]:
         kind = "residual" if residual else "plain"
         cells += [Cell(f"vary/{kind}-{strength}", at(strength, residual)) for strength in STRENGTHS]
     return cells
+
+
+def operations(bench: Bench) -> list[Cell]:
+    """The judge's Dice on inpainted and repainted cases, against the label maps that came out with them."""
+
+    def of(operation: Operation) -> Callable[[], dict[str, Any]]:
+        def measure() -> dict[str, Any]:
+            cases = bench.held_out
+            given = [Case(*pair) for pair in zip(cases.images, cases.labels, strict=True)]
+            drawn = [operation.parameters(seed) for seed in range(len(given))]
+            made = [
+                apply_to_cases(bench.generator, [parameters], [case], GRID.affine)[0]
+                for parameters, case in zip(drawn, given, strict=True)
+            ]
+            images = torch.stack([case.image for case in made])
+            labels = torch.stack([case.label for case in made if case.label is not None])
+            return {
+                **_who(cases),
+                **_kept_and_shifted(bench.judge, images, labels),
+                "dice_original": segmenter_dice(bench.judge, cases.images, cases.labels),
+                "dice_labels": dice(labels, cases.labels, LABELS).tolist(),
+                "changed": [
+                    float((a != b).float().mean()) for a, b in zip(images, cases.images, strict=True)
+                ],
+            }
+
+        return measure
+
+    if _lacks_labels(bench):
+        return []
+    found: dict[str, Operation] = {
+        f"inpainting-{region}": Inpainting(bench.generator, region) for region in get_args(Shape)
+    }
+    found |= {f"repaint-{mm}mm": Repaint(bench.generator, mm) for mm in AMPLITUDES}
+    return [Cell(f"operations/{name}", of(operation)) for name, operation in found.items()]
 
 
 # -------- populations
@@ -443,6 +482,7 @@ FIGURES = {
     "utility": utility,
     "paint": paint,
     "vary": vary,
+    "operations": operations,
     "volumes": volumes,
     "neighbours": neighbours,
     "few_labels": few_labels,

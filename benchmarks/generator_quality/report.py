@@ -40,6 +40,7 @@ def table(results: Results, subset: str) -> list[str]:
         *utility_rows(results),
         *paint_rows(results),
         *vary_rows(results),
+        *operation_rows(results),
         *volume_rows(results),
         *neighbour_rows(results),
         *few_label_rows(results),
@@ -169,6 +170,29 @@ def vary_rows(results: Results) -> list[list[str]]:
         ],
         control_row,
     ]
+
+
+def operation_rows(results: Results) -> list[list[str]]:
+    """Share of the Dice on inpainted and repainted cases, and how far the label maps moved."""
+    rows = []
+    for name, found in results.items():
+        if not name.startswith("operations/"):
+            continue
+        share = share_interval(found["dice"], found["dice_original"], found["patients"])
+        shifted = share_interval(found["dice_shifted"], found["dice_original"], found["patients"])
+        moved = mean_interval(case_means(found["dice_labels"]), found["patients"])
+        what = name.removeprefix("operations/").replace("-", ", ", 1)
+        changed = f"{100 * np.mean(found['changed']):.0f} % of voxels changed, Dice of new and old label map"
+        rows.append(
+            [
+                f"{what}, share of the judge's Dice",
+                "reported",
+                f"{shown(share)} ({changed} {moved.value:.3f})",
+                f"1 (label shifted by one voxel: {shown(shifted)})",
+                "–",
+            ]
+        )
+    return rows
 
 
 def volume_rows(results: Results) -> list[list[str]]:

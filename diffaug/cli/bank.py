@@ -59,7 +59,7 @@ def build_bank(
         typer.Option(
             metavar="LOW HIGH",
             help="Largest displacement of repaint, mm.",
-            show_default="4 to 12 % of the grid",
+            show_default="2 to 7.5 % of the grid",
         ),
     ] = None,
     sampler: Annotated[

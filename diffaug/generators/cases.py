@@ -233,15 +233,22 @@ def replace(image: Tensor, cases: Sequence[Case], volumes: Tensor) -> Tensor:
     return out
 
 
-def replace_inside(image: Tensor, mask: Tensor, cases: Sequence[Case], volumes: Tensor) -> Tensor:
-    """The images with the volumes inside the bool masks `(B, 1, I, J, K)`, fading in over their rims."""
+def replace_inside(
+    image: Tensor, mask: Tensor, cases: Sequence[Case], volumes: Tensor, *, differences: bool = False
+) -> Tensor:
+    """The images with the volumes inside the bool masks `(B, 1, I, J, K)`, fading in over their rims; with
+    `differences` these are added to the images instead."""
     out = image.clone()
     for n, case in enumerate(cases):
         assert case.intensity is not None
         values, window = case.placement.from_grid(volumes[n : n + 1])
         weight = fade_inside(mask[n], case.placement, window)
         old = case.placement.take(image[n], window)
-        new = old.double() * (1 - weight) + case.intensity.denormalise(values[0]) * weight
+        if differences:
+            change = case.intensity.denormalise_difference(values[0])
+            new = case.intensity.bound(old.double() + change * weight)
+        else:
+            new = old.double() * (1 - weight) + case.intensity.denormalise(values[0]) * weight
         new = torch.where(weight > 0, to_dtype(new, image.dtype), old)
         case.placement.put_back(out[n], new, window)
     return out

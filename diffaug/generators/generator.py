@@ -278,9 +278,7 @@ class Generator:
             )[0]
         decoded = self._chunked(self.model.decode_image, varied)[0].to(image.device)
         if residual:
-            original = self._chunked(self.model.decode_image, clean)[0].to(image.device)
-            clip = self.card.intensity.clip
-            return add_differences(image, cases, decoded.clamp(-clip, clip) - original.clamp(-clip, clip))
+            return add_differences(image, cases, self._difference(decoded, cases, clean))
         return replace(image, cases, decoded)
 
     @torch.no_grad()
@@ -297,6 +295,7 @@ class Generator:
         sampler: str | None = None,
         label_mapping: Mapping[int, int] | None = None,
         allow_label_drift: bool = False,
+        residual: bool = False,
         box: Box | None = None,
         intensity: Sequence[IntensityMap] | None = None,
     ) -> Tensor:
@@ -305,6 +304,9 @@ class Generator:
         Args:
             mask: `(B, 1, I, J, K)`, nonzero where the image is made anew. Inside it the new content fades in
                 over 2 voxels, or over half the mask's thickness where that is less.
+            residual: keep the scan's finest grain inside the mask, as `vary` does: D(z') - D(z) is added
+                there. For augmentation, where a smoother region would give itself away; not where something
+                has to vanish, of which it leaves a ghost.
             intensity: as for `vary`.
 
         Raises:
@@ -339,6 +341,8 @@ class Generator:
             self._conditions(cases),
         )[0]
         decoded = self._chunked(self.model.decode_image, painted)[0].to(image.device)
+        if residual:
+            return replace_inside(image, mask, cases, self._difference(decoded, cases), differences=True)
         return replace_inside(image, mask, cases, decoded)
 
     @torch.no_grad()
@@ -441,6 +445,13 @@ class Generator:
 
     def _encode_images(self, cases: list[Case]) -> Tensor:
         return self._chunked(self.model.encode_image, self._on_grid(cases))[0]
+
+    def _difference(self, decoded: Tensor, cases: list[Case], clean: Tensor | None = None) -> Tensor:
+        """What was made, less the decode of the cases as they are (of their latents `clean`)."""
+        clean = self._encode_images(cases) if clean is None else clean
+        original = self._chunked(self.model.decode_image, clean)[0].to(decoded.device)
+        clip = self.card.intensity.clip
+        return decoded.clamp(-clip, clip) - original.clamp(-clip, clip)
 
     def _conditions(self, cases: list[Case]) -> Tensor:
         """Label latents of the cases, or tensors without channels where there is no label to condition on."""

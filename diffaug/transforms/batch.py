@@ -145,7 +145,7 @@ class BatchRepaint(_Batch):
     """Image and label map deformed within bounds and painted anew, for each case with probability `p`.
 
     Args:
-        amplitude: range of the largest displacement in mm, or one number; default: 4 to 12 % of the shortest
+        amplitude: range of the largest displacement in mm, or one number; default: 2 to 7.5 % of the shortest
             side of the generator's grid.
         generator, p, **kwargs: as for `BatchVariation`.
     """

@@ -156,7 +156,7 @@ class RandRepaint(_Rand):
     """Image and label map deformed within bounds and painted anew; returns both.
 
     Args:
-        amplitude: range of the largest displacement in mm, or one number; default: 4 to 12 % of the shortest
+        amplitude: range of the largest displacement in mm, or one number; default: 2 to 7.5 % of the shortest
             side of the generator's grid.
         generator, prob, **kwargs: as for `RandVariation`, and its errors.
     """

@@ -38,8 +38,9 @@ from diffaug.transforms.regions import Shape, draw_region, region_mask
 from diffaug.transforms.sources import GeneratorLike, card_of, reference, resolve
 
 Parameters = dict[str, Any]
-# Largest displacement of a Repaint, as shares of the grid's shortest side.
-AMPLITUDE = (0.04, 0.12)
+# Largest displacement of a Repaint, as shares of the grid's shortest side: of hippocampi at 2 mm (0.05) a
+# segmenter kept 0.991 of its Dice, at 4 mm 0.981.
+AMPLITUDE = (0.02, 0.075)
 
 _IMPORTED_IN = os.getpid()
 
@@ -179,7 +180,8 @@ class Variation(Operation):
 
 
 class Inpainting(Operation):
-    """A random region made anew: `Generator.inpaint`.
+    """A random region made anew: `Generator.inpaint`, with the scan's own grain, by whose lack a segmenter
+    could tell the region.
 
     Args:
         region: "ellipsoid" or "box", anywhere that the generator reaches; "label": a structure of the label
@@ -229,7 +231,7 @@ class Repaint(Operation):
     the 5th and 95th percentile of the generator's training cases (or comes nearer to them).
 
     Args:
-        amplitude: range of the largest displacement in mm, or one number; default: 4 to 12 % of the shortest
+        amplitude: range of the largest displacement in mm, or one number; default: 2 to 7.5 % of the shortest
             side of the generator's grid.
 
     Parameters: `"strength": 1` and `"deformation": {"amplitude": mm, "seed": >= 0}`.
@@ -354,7 +356,7 @@ def apply_to_cases(
         image = generator.vary(image, label, affines[shown], strength=strength, **how)
     else:
         masks = [_mask(parameters[n]["region"], cases[n], generator, affines[n], mapping) for n in shown]
-        image = generator.inpaint(image, torch.stack(masks), label, affines[shown], **how)
+        image = generator.inpaint(image, torch.stack(masks), label, affines[shown], residual=True, **how)
     for row, (n, case) in enumerate(zip(shown, made, strict=True)):
         out[n] = Case(image[row], case.label)
     return out

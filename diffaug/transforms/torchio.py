@@ -353,7 +353,7 @@ class RandomRepaint(_Random, SpatialTransform):
     the subject that are no images nothing is known: they stay as they are.
 
     Args:
-        amplitude: range of the largest displacement in mm, or one number; default: 4 to 12 % of the shortest
+        amplitude: range of the largest displacement in mm, or one number; default: 2 to 7.5 % of the shortest
             side of the generator's grid.
         generator, p: as for `RandomVariation`.
         **kwargs: the other arguments of `RandomVariation`; errors are the same.

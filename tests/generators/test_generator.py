@@ -657,6 +657,27 @@ def test_inpaint_works_around_the_mask_without_a_label(tiny_generator: Generator
     assert not changed[~mask].any()
 
 
+def test_a_residual_inpainting_keeps_the_grain_that_no_code_holds(tiny_generator: Generator) -> None:
+    """What it adds is a difference of two decodes, which are the same with and without the grain."""
+    image, label = scans(1, dtype=torch.float64)
+    mask, core = torch.zeros(2, 1, 1, *GRID, dtype=torch.bool)
+    mask[..., 3:13, 5:19, 3:13] = True
+    # Beyond the rim over which new content fades in.
+    core[..., 6:10, 8:16, 6:10] = True
+    plain, residual = (
+        tiny_generator.inpaint(image, mask, label, SAME, steps=STEPS, residual=residual)
+        for residual in (False, True)
+    )
+    assert torch.equal(residual[~mask], image[~mask])
+    decoded = tiny_generator.vary(image, label, SAME, strength=0.0, residual=False)
+    # Where neither decode is raised to the image's lowest value.
+    core &= torch.minimum(plain, decoded) > image.min() + 1
+    assert core.sum() > 5
+    expected = (image + plain - decoded).clamp_min(float(image.min()))
+    assert torch.allclose(residual[core], expected[core], atol=1e-3 * float(image.max()))
+    assert not torch.allclose(residual[core], plain[core], atol=1e-3 * float(image.max()))
+
+
 def test_an_empty_mask_changes_nothing(tiny_generator: Generator) -> None:
     image, label = scans(1)
     assert torch.equal(
