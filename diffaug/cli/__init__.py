@@ -14,6 +14,8 @@ from diffaug.cli.bank import bank_app
 from diffaug.cli.build import build
 from diffaug.cli.checkpoints import export_app, import_app
 from diffaug.cli.fit import fit
+from diffaug.cli.nnunet import nnunet_app
+from diffaug.cli.splits import splits
 from diffaug.cli.verbs import COMMANDS
 from diffaug.cli.wording import with_options
 from diffaug.errors import DiffaugError
@@ -35,7 +37,9 @@ app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False)
 app.command()(fit)
 app.command()(build)
 app.command()(audit)
+app.command()(splits)
 app.add_typer(bank_app, name="bank")
+app.add_typer(nnunet_app, name="nnunet")
 app.add_typer(import_app, name="import")
 app.add_typer(export_app, name="export")
 for verb in COMMANDS:

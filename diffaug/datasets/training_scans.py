@@ -2,16 +2,17 @@
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffaug.datasets.volumes import CaseFiles, load_case
-from diffaug.errors import DiffaugError
-from diffaug.files import read_json
+from diffaug.errors import CardError, DiffaugError
+from diffaug.files import PRIVATE, read_json
 from diffaug.progress import Progress
+from diffaug.zoo import folder_of
 
 FILE = "training_scans.json"
 
@@ -41,12 +42,7 @@ def check_training_scans(
         DiffaugError: the file is damaged, a training case did not train the generator or one that did is
             missing, or a held-out case did.
     """
-    record = read_json(file)
-    try:
-        salt, known = str(record["salt"]), set(record["scans"].values())
-        bytes.fromhex(salt)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DiffaugError(f"{file} is no record of training scans: put back the one of the fit") from error
+    salt, known = _read(file)
     given, others = (_hashes(cases, salt, progress) for cases in (training, held_out))
     strangers = [name for name, value in given.items() if value not in known]
     seen = [name for name, value in others.items() if value in known]
@@ -62,6 +58,43 @@ def check_training_scans(
             f"by {file} these are not the generator's sets: {'; '.join(found)}. Give the dataset and split "
             "of the fit, or leave --card out"
         )
+
+
+def training_scans_of(generator: str) -> Path | None:
+    """The record that came with a generator, by its name or folder: beside the card of a bundled one, in
+    `private` of a fitted one; None where it is not there."""
+    try:
+        folder = folder_of(generator)
+    except CardError:
+        return None
+    files = [folder / FILE, folder / PRIVATE / FILE]
+    return next((file for file in files if file.is_file()), None)
+
+
+def trained_by(file: Path, cases: Mapping[str, Sequence[Path]], progress: Progress) -> list[str]:
+    """The cases whose scans are among those that trained a generator, renamed or recompressed ones included.
+
+    Args:
+        file: what `record_training_scans` gave.
+        cases: name -> image files.
+
+    Raises:
+        DiffaugError: the file is damaged, or a scan cannot be read.
+    """
+    salt, known = _read(file)
+    files = [CaseFiles(name, tuple(images), None, name) for name, images in cases.items()]
+    return sorted(name for name, value in _hashes(files, salt, progress).items() if value in known)
+
+
+def _read(file: Path) -> tuple[str, set[str]]:
+    """Salt and hashes of a record."""
+    record = read_json(file)
+    try:
+        salt, known = str(record["salt"]), set(record["scans"].values())
+        bytes.fromhex(salt)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DiffaugError(f"{file} is no record of training scans: put back the one of the fit") from error
+    return salt, known
 
 
 def _hashes(cases: Sequence[CaseFiles], salt: str, progress: Progress) -> dict[str, str]:

@@ -114,6 +114,11 @@ class Bank:
         return {file: name for name, case in self.cases.items() for file in case.files}
 
     @property
+    def generator(self) -> str:
+        """The generator as the parameters name it: a bundled name, or a folder."""
+        return str(next(iter(self.cases.values())).parameters[0]["generator"])
+
+    @property
     def moves_label(self) -> bool:
         """Whether label maps come out of it, too."""
         return self.settings.operation == "repaint"
