@@ -19,6 +19,10 @@ class CardError(DiffaugError):
     """A generator's folder, card or weights that cannot be used."""
 
 
+class LeakError(DiffaugError):
+    """Held-out scans that trained a generator, or that something in training was made from."""
+
+
 class DatasetError(DiffaugError):
     """Everything that is wrong with a dataset, in one message.
 

@@ -16,7 +16,8 @@ import torch
 
 import diffaug
 from diffaug.figures import montage
-from diffaug.transforms.operations import Case, Inpainting, Repaint, Variation, apply
+from diffaug.transforms.case import Case
+from diffaug.transforms.operations import Inpainting, Repaint, Variation, apply
 from diffaug.transforms.regions import Shape
 
 parser = argparse.ArgumentParser()

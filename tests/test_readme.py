@@ -22,7 +22,9 @@ def blocks(language: str) -> list[str]:
 
 
 def shell_lines() -> list[str]:
-    lines = [INSTALL.sub("", line) for block in blocks("bash") for line in block.splitlines() if line]
+    """All but those for nnU-Net, which tests/nnunet runs."""
+    own = [block for block in blocks("bash") if "nnUNetv2" not in block]
+    lines = [INSTALL.sub("", line) for block in own for line in block.splitlines() if line]
     return [line for line in lines if "pytest" not in line]
 
 

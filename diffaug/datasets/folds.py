@@ -1,4 +1,4 @@
-"""Folds for a cross-validation in which nothing validates that a generator or a training patient gave away."""
+"""Folds for a cross-validation in which nothing validates that a generator or a patient gave away."""
 
 from collections.abc import Mapping, Set
 

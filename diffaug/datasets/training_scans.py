@@ -2,7 +2,7 @@
 
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +82,13 @@ def trained_by(file: Path, cases: Mapping[str, Sequence[Path]], progress: Progre
         DiffaugError: the file is damaged, or a scan cannot be read.
     """
     salt, known = _read(file)
+    return recognised(cases, salt, known, progress)
+
+
+def recognised(
+    cases: Mapping[str, Sequence[Path]], salt: str, known: Set[str], progress: Progress
+) -> list[str]:
+    """The cases whose salted hashes are among known ones."""
     files = [CaseFiles(name, tuple(images), None, name) for name, images in cases.items()]
     return sorted(name for name, value in _hashes(files, salt, progress).items() if value in known)
 

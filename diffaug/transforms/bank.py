@@ -9,6 +9,7 @@ A case counts as made once its JSON is there, which is written last. A bank hold
 the residual, their noise: it stays where the scans are.
 """
 
+import hashlib
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from diffaug.errors import DatasetError, DiffaugError
 from diffaug.files import sha256_file
-from diffaug.transforms.operations import Case, Parameters
+from diffaug.transforms.case import Case, Parameters
 
 T = TypeVar("T", bound=BaseModel)
 # A name makes a file name: no path may hide in one that is read from a bank.
@@ -66,6 +67,7 @@ class BankCase(_Part):
         name: in the dataset.
         patient: whom it shows.
         files: names of its image files, by which transforms find it.
+        voxels: salted hash of its decoded voxels, by which held-out scans are recognised.
         shape: `(C, I, J, K)`; affine: `(4, 4)`, voxel to world, mm, RAS+.
         parameters: of each variation, see `diffaug.transforms.operations`.
     """
@@ -73,6 +75,7 @@ class BankCase(_Part):
     name: CaseName
     patient: str
     files: list[str]
+    voxels: str
     shape: tuple[int, int, int, int]
     affine: list[list[float]]
     parameters: list[Parameters]
@@ -97,6 +100,11 @@ class Bank:
     def hash(self) -> str:
         """SHA-256 of the settings: the bank's identity in records."""
         return sha256_file(self.folder / SETTINGS)
+
+    @property
+    def salt(self) -> str:
+        """Of the hashes of voxels: others cannot test by them whether they hold one of the scans."""
+        return salt_of(self.settings)
 
     @cached_property
     def cases(self) -> dict[str, BankCase]:
@@ -165,6 +173,11 @@ def _open(folder: str) -> Bank:
 def open_bank(folder: Path | str) -> Bank:
     """A bank by its folder; its records are read once per process."""
     return _open(str(Path(folder).absolute()))
+
+
+def salt_of(settings: BankSettings) -> str:
+    """Hexadecimal digits that depend on the settings alone, so that equal builds have equal bytes."""
+    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:32]
 
 
 def case_file(folder: Path, name: str) -> Path:

@@ -10,6 +10,7 @@ from numpy.lib.format import open_memmap
 
 from diffaug.datasets.reading import Dataset
 from diffaug.datasets.scans import read_label_of, read_scan
+from diffaug.datasets.training_scans import voxel_hash
 from diffaug.datasets.volumes import CaseFiles
 from diffaug.errors import DiffaugError
 from diffaug.files import atomic_paths, atomic_write_json
@@ -23,8 +24,10 @@ from diffaug.transforms.bank import (
     case_file,
     read_case,
     read_settings,
+    salt_of,
 )
-from diffaug.transforms.operations import Case, Inpainting, Operation, Repaint, Variation, apply_to_cases
+from diffaug.transforms.case import Case
+from diffaug.transforms.operations import Inpainting, Operation, Repaint, Variation, apply_to_cases
 from diffaug.transforms.sources import resolve
 
 OPERATIONS: dict[str, type[Operation]] = {
@@ -93,7 +96,7 @@ def build_bank(
     with progress.task("bank", total=len(cases)) as task:
         for case in cases:
             if not _is_made(output, case, per_case):
-                _make(operation, case, output, per_case, seed)
+                _make(operation, case, output, settings)
                 made += 1
             task.advance()
     return Built(made, len(cases) - made)
@@ -139,8 +142,9 @@ def _is_made(output: Path, case: CaseFiles, per_case: int) -> bool:
     return file.exists() and len(read_case(file).parameters) == per_case
 
 
-def _make(operation: Operation, case: CaseFiles, output: Path, per_case: int, seed: int) -> None:
+def _make(operation: Operation, case: CaseFiles, output: Path, settings: BankSettings) -> None:
     """All variations of one case; its record comes last."""
+    per_case, seed, salt = settings.per_case, settings.seed, salt_of(settings)
     scan = read_scan(case.images)
     use_label = case.label is not None and bool(operation.card.labels)
     label = torch.from_numpy(read_label_of(scan, case.label)) if use_label and case.label else None
@@ -169,6 +173,7 @@ def _make(operation: Operation, case: CaseFiles, output: Path, per_case: int, se
         name=case.name,
         patient=case.patient,
         files=[file.name for file in case.images],
+        voxels=voxel_hash(scan.image.astype(np.float32), salt),
         shape=tuple(image.shape),
         affine=scan.affine.tolist(),
         parameters=parameters,

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from diffaug.errors import DiffaugError
 from diffaug.generators.generator import Generator
 from diffaug.transforms import operations
-from diffaug.transforms.operations import Case, Operation, Parameters, apply_to_cases
+from diffaug.transforms.case import Case, Parameters
+from diffaug.transforms.operations import Operation, apply_to_cases
 from diffaug.transforms.regions import Shape
 from diffaug.transforms.sources import GeneratorLike
 from diffaug.zoo import load

@@ -27,8 +27,10 @@ from diffaug.errors import DiffaugError, ExtraError, LabelError, VerbError
 from diffaug.generators.cases import to_dtype
 from diffaug.transforms import operations
 from diffaug.transforms.bank import open_bank
+from diffaug.transforms.case import Case, Parameters
+from diffaug.transforms.guard import Leaks, ScanLike, check_held_out
 from diffaug.transforms.one_grid import Place, check_one_grid
-from diffaug.transforms.operations import Case, Operation, Parameters, apply
+from diffaug.transforms.operations import Operation, apply
 from diffaug.transforms.regions import Shape
 from diffaug.transforms.sources import GeneratorLike, card_of
 
@@ -114,8 +116,8 @@ class RandVariation(_Rand):
         prob: probability that it is applied.
         strength: range within [0, 1], or one number; default: the card's range. 0 changes nothing, at 1 only
             the label decides.
-        **kwargs: `steps`, `guidance`, `sampler`, `label_mapping`, `allow_label_drift`, see
-            `diffaug.transforms.operations.Operation`.
+        **kwargs: `steps`, `guidance`, `sampler`, `label_mapping`, `allow_label_drift`, `held_out`, `leaks`,
+            see `diffaug.transforms.operations.Operation`.
 
     Raises:
         CardError, VerbError, LabelError, DiffaugError: see `Operation`; when applied, also for images without
@@ -300,18 +302,31 @@ class RandFromBankd(RandomizableTransform, MapTransform, InvertibleTransform):
         bank: folder that `diffaug bank build` wrote.
         label_key: of the label map that changes along, where the bank holds repaints.
         prob: probability that it is applied.
+        held_out: image files of your validation and test cases, which must neither have trained the bank's
+            generator nor fill the bank; all are read once.
+        leaks: "refuse" or "warn", where some do.
 
     Raises:
+        LeakError: some do, and leaks are refused.
         DiffaugError: for a folder that holds no finished bank, or, when applied, images on another grid than
             their files.
         DatasetError: when applied, for a case that the bank does not hold.
     """
 
     def __init__(
-        self, keys: KeysCollection, bank: Path | str, label_key: Hashable | None = "label", prob: float = 0.5
+        self,
+        keys: KeysCollection,
+        bank: Path | str,
+        label_key: Hashable | None = "label",
+        prob: float = 0.5,
+        *,
+        held_out: Sequence[ScanLike] = (),
+        leaks: Leaks = "refuse",
     ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
+        if held_out:
+            check_held_out(held_out, bank=bank, generator=open_bank(bank).generator, leaks=leaks)
         self.bank = str(Path(bank).absolute())
         self.label_key = label_key
         self._entries = open_bank(bank).settings.per_case

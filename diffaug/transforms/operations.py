@@ -19,7 +19,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import nibabel as nib
 import numpy as np
@@ -33,23 +33,17 @@ from diffaug.generators.card import Card
 from diffaug.generators.generator import Generator
 from diffaug.generators.labels import Vocabulary
 from diffaug.generators.networks import Verb
+from diffaug.transforms.case import Case, Parameters
 from diffaug.transforms.deformation import deform
+from diffaug.transforms.guard import Leaks, ScanLike, check_held_out
 from diffaug.transforms.regions import Shape, draw_region, region_mask
 from diffaug.transforms.sources import GeneratorLike, card_of, reference, resolve
 
-Parameters = dict[str, Any]
 # Largest displacement of a Repaint, as shares of the grid's shortest side: of hippocampi at 2 mm (0.05) a
 # segmenter kept 0.991 of its Dice, at 4 mm 0.981.
 AMPLITUDE = (0.02, 0.075)
 
 _IMPORTED_IN = os.getpid()
-
-
-class Case(NamedTuple):
-    """Image `(C, I, J, K)`, any numeric dtype and unit, and label map `(1, I, J, K)`, integers, or None."""
-
-    image: Tensor
-    label: Tensor | None
 
 
 class Operation(ABC):
@@ -63,8 +57,12 @@ class Operation(ABC):
         label_mapping: ids of the label map to the generator's, where they differ.
         allow_label_drift: also without a label map, or with a generator that knows no labels: the anatomy may
             move.
+        held_out: image files of your validation and test cases, which must not have trained the generator;
+            all are read, see `diffaug.transforms.guard.check_held_out`.
+        leaks: "refuse" or "warn", where some did.
 
     Raises:
+        LeakError: held-out scans trained the generator, and leaks are refused.
         CardError: for an unknown generator, or a card that is not valid.
         VerbError: for a generator that lacks the verb.
         LabelError: for a mapping to labels that the generator does not know.
@@ -86,6 +84,8 @@ class Operation(ABC):
         sampler: str | None = None,
         label_mapping: Mapping[int, int] | None = None,
         allow_label_drift: bool = False,
+        held_out: Sequence[ScanLike] = (),
+        leaks: Leaks = "refuse",
     ) -> None:
         self.card: Card = card_of(generator)
         if self.verb not in self.card.verbs:
@@ -99,6 +99,8 @@ class Operation(ABC):
         self._given = generator if isinstance(generator, Generator) else None
         self.label_mapping = dict(label_mapping) if label_mapping else None
         self.allow_label_drift = allow_label_drift
+        if held_out:
+            check_held_out(held_out, generator=generator, leaks=leaks)
 
     def __deepcopy__(self, _: dict[int, Any]) -> Self:
         """Itself, as nothing in it changes: frameworks copy transforms for each thread."""

@@ -23,9 +23,11 @@ from diffaug.generators.cases import to_dtype
 from diffaug.generators.generator import Generator
 from diffaug.transforms import operations
 from diffaug.transforms.bank import open_bank
+from diffaug.transforms.case import Case, Parameters
 from diffaug.transforms.deformation import check_deformation
+from diffaug.transforms.guard import Leaks, ScanLike, check_held_out
 from diffaug.transforms.one_grid import Place, check_one_grid
-from diffaug.transforms.operations import Case, Operation, Parameters, apply
+from diffaug.transforms.operations import Operation, apply
 from diffaug.transforms.regions import Shape, check_region
 from diffaug.transforms.sources import GeneratorLike, card_of, reference
 
@@ -159,6 +161,8 @@ class _Random(RandomTransform):
         label: str | None = None,
         label_mapping: Mapping[int, int] | None = None,
         allow_label_drift: bool = False,
+        held_out: Sequence[ScanLike] = (),
+        leaks: Leaks = "refuse",
         **kwargs: Any,
     ) -> None:
         super().__init__(p=p, **kwargs)
@@ -169,7 +173,9 @@ class _Random(RandomTransform):
             "label_mapping": None if label_mapping is None else {int(k): v for k, v in label_mapping.items()},
             "allow_label_drift": allow_label_drift,
         }
-        self._operation = self.deterministic.operation(generator, **own, **shared)
+        self._operation = self.deterministic.operation(
+            generator, **own, **shared, held_out=held_out, leaks=leaks
+        )
         self.generator = reference(generator)
         self.p = p
         self.label = label
@@ -238,6 +244,9 @@ class RandomVariation(_Random, IntensityTransform):
             default what is usual for it.
         label: name of the label map to follow; by default the only one (`exclude` hides others).
         label_mapping: ids of that label map to the generator's, where they differ.
+        held_out: image files of your validation and test cases, which must not have trained the generator;
+            all are read once.
+        leaks: "refuse" or "warn", where some did.
         allow_label_drift: also vary a subject without a label map, or a labelled one with a generator that
             knows no labels: the anatomy may move.
         **kwargs: see `torchio.Transform`. `include` and `exclude` choose the images that change: for a
@@ -246,6 +255,7 @@ class RandomVariation(_Random, IntensityTransform):
 
     Raises:
         CardError: for an unknown generator, or a card that is not valid.
+        LeakError: held-out scans trained the generator, and leaks are refused.
         VerbError: for a generator that cannot vary, or, when applied, images that do not fit its channels.
         LabelError: when applied, for label maps that are missing, ambiguous, or hold ids that are not known.
         DiffaugError: for steps, guidance or a sampler that the generator cannot work with, or, when applied,
@@ -454,16 +464,29 @@ class RandomFromBank(RandomTransform):
         p: probability that the transform is applied.
         label: name of the label map that changes along, where the bank holds repaints; by default the only
             one.
+        held_out, leaks: as for `RandomVariation`; held-out scans must not fill the bank, either.
         **kwargs: see `torchio.Transform`; `include` and `exclude` as for `RandomVariation`.
 
     Raises:
+        LeakError: held-out scans trained the generator or fill the bank, and leaks are refused.
         DiffaugError: for a folder that holds no finished bank, or, when applied, images on another grid than
             their files.
         DatasetError: when applied, for a case that the bank does not hold.
     """
 
-    def __init__(self, bank: Path | str, p: float = 0.5, *, label: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        bank: Path | str,
+        p: float = 0.5,
+        *,
+        label: str | None = None,
+        held_out: Sequence[ScanLike] = (),
+        leaks: Leaks = "refuse",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(p=p, **kwargs)
+        if held_out:
+            check_held_out(held_out, bank=bank, generator=open_bank(bank).generator, leaks=leaks)
         self._entries = open_bank(bank).settings.per_case
         self.bank = str(Path(bank).absolute())
         self.p = p

@@ -174,6 +174,44 @@ print("equal")
 
 
 @pytest.mark.slow
+def test_commands_of_the_readme(data_folder: Path, tmp_path: Path) -> None:
+    """On real scans, with fewer variations and a short training on a CPU."""
+    (tmp_path / "raw").mkdir()
+    source = tmp_path / "Task04_Hippocampus"
+    for kind in ("imagesTr", "labelsTr", "imagesTs"):
+        (source / kind).mkdir(parents=True)
+    task = data_folder / "Task04_Hippocampus"
+    split = read_json(task / "splits.json")
+    names = [*split["train"][:6], *split["validation"][:6]]
+    for name in names:
+        for kind in ("imagesTr", "labelsTr"):
+            shutil.copy(task / kind / f"{name}.nii.gz", source / kind)
+    shutil.copy(task / "imagesTr" / f"{names[-1]}.nii.gz", source / "imagesTs")
+    description = read_json(task / "dataset.json")
+    files = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names]
+    description |= {"numTraining": len(names), "training": files, "test": []}
+    (source / "dataset.json").write_text(json.dumps(description))
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    block = readme.split("<!-- nnunet -->\n```bash\n")[1].split("```")[0]
+    (tmp_path / "trainers").mkdir()
+    (tmp_path / "trainers" / "tiny.py").write_text(TINY)
+    changes = {
+        "--per-case 8": "--per-case 1",
+        "-tr nnUNetTrainerDiffAug": "-tr nnUNetTrainerTiny -device cpu",
+        "$(diffaug nnunet trainer-dir)": str(tmp_path / "trainers"),
+        "-o predictions": "-o predictions --disable_tta -npp 1 -nps 1",
+        "nnUNetv2_train": "nnUNet_n_proc_DA=0 nnUNetv2_train",
+    }
+    for own, short in changes.items():
+        assert own in block
+        block = block.replace(own, short)
+    printed = run(tmp_path, "bash", "-euo", "pipefail", "-c", f"cd {tmp_path}\n{block}")
+    assert "12 cases: 6 validate once each, 0 synthetic ones and 6 real ones only train" in printed
+    assert "one of 1 variations by hippocampus-mr comes instead of a training case" in printed
+    assert len(list((tmp_path / "predictions").glob("*.nii.gz"))) == 1
+
+
+@pytest.mark.slow
 def test_train_and_predict_without_diffaug(home: Path, prepared: Path, tmp_path: Path) -> None:
     (home / "trainers").mkdir()
     (home / "trainers" / "tiny.py").write_text(TINY)

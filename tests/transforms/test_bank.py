@@ -19,12 +19,17 @@ from typer.testing import CliRunner
 
 from diffaug.cli import app
 from diffaug.datasets.reading import Dataset, read_dataset
-from diffaug.errors import DatasetError, DiffaugError
+from diffaug.datasets.training_scans import record_training_scans
+from diffaug.errors import DatasetError, DiffaugError, LeakError
+from diffaug.progress import Progress
 from diffaug.transforms.bank import Bank
 from diffaug.transforms.bank_building import Built, build_bank
-from diffaug.transforms.monai import RandFromBankd
-from diffaug.transforms.operations import Case, Operation, Repaint, Variation, apply
-from diffaug.transforms.torchio import FromBank, RandomFromBank
+from diffaug.transforms.batch import BatchInpainting
+from diffaug.transforms.case import Case
+from diffaug.transforms.monai import RandFromBankd, RandVariationd
+from diffaug.transforms.operations import Operation, Repaint, Variation, apply
+from diffaug.transforms.torchio import FromBank, RandomFromBank, RandomRepaint, RandomVariation
+from tests.conftest import make_tiny_generator
 from tests.transforms.test_operations import AFFINE, make_case
 
 CASES = ("case_a", "case_b", "case_c")
@@ -305,3 +310,49 @@ def test_monai(bank: Path, repaints: Path, data: Path) -> None:
     with pytest.raises(RuntimeError) as caught:
         transform({key: value.replace("case_a", "case_c") for key, value in items[0].items()})
     assert "holds no variations of" in str(caught.value.__cause__)
+
+
+# -------- leaks
+
+
+def held_out_files(data: Path, *names: str) -> list[Path]:
+    return [data / "imagesTr" / f"{name}_0000.nii.gz" for name in names]
+
+
+def test_held_out_scans_must_not_fill_a_bank(bank: Path, data: Path, tmp_path: Path) -> None:
+    renamed = tmp_path / "someone.nii"
+    scan = nib.load(held_out_files(data, "case_b")[0])
+    nib.save(nib.Nifti1Image(np.asarray(scan.dataobj).astype(np.float32), scan.affine), renamed)
+    files = [*held_out_files(data, "case_c"), renamed]
+    message = r"1 of 2 held-out scans are known already, such as .*someone.nii: they fill .*vary"
+    for make in (RandomFromBank, lambda folder, **k: RandFromBankd("image", folder, **k)):
+        with pytest.warns(UserWarning, match="has no record"), pytest.raises(LeakError, match=message):
+            make(bank, held_out=files)
+        with pytest.warns(UserWarning, match=message):
+            make(bank, held_out=files, leaks="warn")
+        with pytest.warns(UserWarning, match="has no record"):
+            make(bank, held_out=files[:1])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        RandomVariation,
+        RandomRepaint,
+        lambda g, **k: RandVariationd("image", generator=g, **k),
+        BatchInpainting,
+    ],
+)
+def test_held_out_scans_must_not_have_trained_the_generator(
+    data: Path, dataset: Dataset, tmp_path: Path, make: Any
+) -> None:
+    make_tiny_generator().save(tmp_path)
+    trained = [case for case in dataset.cases if case.name == "case_a"]
+    (tmp_path / "private").mkdir()
+    record = record_training_scans(trained, Progress(quiet=True))
+    (tmp_path / "private" / "training_scans.json").write_text(json.dumps(record))
+    make(tmp_path, held_out=held_out_files(data, "case_b", "case_c"))
+    with pytest.raises(LeakError, match=r"1 of 2 .*case_a_0000.nii.gz: they trained .*splits.*leaks=.warn"):
+        make(tmp_path, held_out=held_out_files(data, "case_a", "case_c"))
+    with pytest.warns(UserWarning, match="they trained"):
+        make(tmp_path, held_out=held_out_files(data, "case_a"), leaks="warn")

@@ -11,7 +11,8 @@ from torch import nn
 
 from diffaug.errors import DiffaugError
 from diffaug.transforms.batch import BatchInpainting, BatchRepaint, BatchVariation
-from diffaug.transforms.operations import Case, apply
+from diffaug.transforms.case import Case
+from diffaug.transforms.operations import apply
 from tests.transforms.test_operations import AFFINE, make_case
 
 ALL = [BatchVariation, BatchInpainting, BatchRepaint]

@@ -142,7 +142,9 @@ def test_probability_zero_changes_nothing(tiny_generator_folder: Path) -> None:
 def test_dictionaries(tiny_generator_folder: Path, kind: Callable[..., Any]) -> None:
     data = make_data()
     before = {key: data[key].clone() for key in KEYS}
-    made = kind("image", generator=tiny_generator_folder, prob=1).set_random_state(1)(data)
+    # Less than 2 mm, the default, would move few of these voxels.
+    own = {"amplitude": 4.0} if kind is RandRepaintd else {}
+    made = kind("image", generator=tiny_generator_folder, prob=1, **own).set_random_state(1)(data)
     assert made["age"] == 40
     assert not torch.equal(made["image"], before["image"])
     assert torch.equal(made["label"], before["label"]) == (kind is not RandRepaintd)

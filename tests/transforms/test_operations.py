@@ -17,7 +17,8 @@ from scipy.ndimage import label as components
 
 from diffaug.errors import CardError, LabelError, VerbError
 from diffaug.generators.generator import Generator
-from diffaug.transforms.operations import Case, Inpainting, Operation, Repaint, Variation, apply
+from diffaug.transforms.case import Case
+from diffaug.transforms.operations import Inpainting, Operation, Repaint, Variation, apply
 from tests.conftest import make_tiny_generator
 
 SHAPE = (22, 17, 15)
