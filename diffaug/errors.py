@@ -19,6 +19,10 @@ class CardError(DiffaugError):
     """A generator's folder, card or weights that cannot be used."""
 
 
+class UnlikeError(DiffaugError):
+    """An image that is unlike what a generator was trained on."""
+
+
 class LeakError(DiffaugError):
     """Held-out scans that trained a generator, or that something in training was made from."""
 

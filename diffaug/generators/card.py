@@ -167,6 +167,12 @@ class Card(_Part):
     label_volumes: dict[LabelId, tuple[float, float]] = Field(
         default={}, description="5th and 95th percentile of each label's volume in the training cases, mm^3"
     )
+    unlike_above: float | None = Field(
+        default=None,
+        gt=0,
+        description="reconstruction error (mean absolute difference of an image and its reconstruction, "
+        "network units) that no held-out case comes near: beyond it an image is unlike the training data",
+    )
     verbs: list[Verb] = Field(min_length=1)
     defaults: Defaults = Defaults()
     training: Training

@@ -1,16 +1,17 @@
 """The Generator: every verb on volumes of any orientation, spacing, size and unit."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from diffaug.errors import CardError, DiffaugError, VerbError
+from diffaug.errors import CardError, DiffaugError, UnlikeError, VerbError
 from diffaug.files import atomic_write_json, read_json, sha256_file
 from diffaug.generators.architectures import make_model
 from diffaug.generators.card import Card, card_json, read_card
@@ -39,6 +40,10 @@ CPU_CHUNK = 1
 GPU_CHUNK = 8
 # Voxels of a chunk on a GPU at most, where that is more than one case: 2 of 128 x 128 x 128.
 GPU_VOXELS = 2**22
+
+
+# What to do with an image that is unlike the training data.
+Unlike = Literal["warn", "raise", "ignore"]
 
 
 class Sample(NamedTuple):
@@ -226,6 +231,7 @@ class Generator:
         residual: bool = True,
         box: Box | None = None,
         intensity: Sequence[IntensityMap] | None = None,
+        unlike: Unlike = "warn",
     ) -> Tensor:
         """Make another image of the same anatomy: SDEdit (Meng et al. 2022) in latent space, given the label.
 
@@ -241,8 +247,11 @@ class Generator:
             intensity: one map for each image instead of those of the images themselves: `fit_intensity_map`
                 of the whole scans where `image` holds crops of them, or of a region around the structure
                 where the contrast of the whole scan is not what the generator knows.
+            unlike: "warn", "raise" or "ignore" where the reconstruction of an image is worse than that of any
+                case that was held out (the card's `unlike_above`); looked at where the residual is kept.
 
         Raises:
+            UnlikeError: an image is unlike the training data, and `unlike` is "raise".
             LabelError: drift is not allowed, and the label is missing or given to a generator that knows
                 none; or it holds ids that the generator does not know.
             DiffaugError: a larger scan with neither label nor box.
@@ -278,7 +287,7 @@ class Generator:
             )[0]
         decoded = self._chunked(self.model.decode_image, varied)[0].to(image.device)
         if residual:
-            return add_differences(image, cases, self._difference(decoded, cases, clean))
+            return add_differences(image, cases, self._difference(decoded, cases, clean, unlike))
         return replace(image, cases, decoded)
 
     @torch.no_grad()
@@ -298,6 +307,7 @@ class Generator:
         residual: bool = False,
         box: Box | None = None,
         intensity: Sequence[IntensityMap] | None = None,
+        unlike: Unlike = "warn",
     ) -> Tensor:
         """Make a region anew, given the rest and the label; voxels outside `mask` come back bit-identical.
 
@@ -307,7 +317,7 @@ class Generator:
             residual: keep the scan's finest grain inside the mask, as `vary` does: D(z') - D(z) is added
                 there. For augmentation, where a smoother region would give itself away; not where something
                 has to vanish, of which it leaves a ghost.
-            intensity: as for `vary`.
+            intensity, unlike: as for `vary`.
 
         Raises:
             LabelError, DiffaugError: as for `vary`.
@@ -342,7 +352,8 @@ class Generator:
         )[0]
         decoded = self._chunked(self.model.decode_image, painted)[0].to(image.device)
         if residual:
-            return replace_inside(image, mask, cases, self._difference(decoded, cases), differences=True)
+            difference = self._difference(decoded, cases, self._encode_images(cases), unlike)
+            return replace_inside(image, mask, cases, difference, differences=True)
         return replace_inside(image, mask, cases, decoded)
 
     @torch.no_grad()
@@ -446,12 +457,44 @@ class Generator:
     def _encode_images(self, cases: list[Case]) -> Tensor:
         return self._chunked(self.model.encode_image, self._on_grid(cases))[0]
 
-    def _difference(self, decoded: Tensor, cases: list[Case], clean: Tensor | None = None) -> Tensor:
-        """What was made, less the decode of the cases as they are (of their latents `clean`)."""
-        clean = self._encode_images(cases) if clean is None else clean
-        original = self._chunked(self.model.decode_image, clean)[0].to(decoded.device)
+    def _difference(self, decoded: Tensor, cases: list[Case], clean: Tensor, unlike: Unlike) -> Tensor:
+        """What was made, less the reconstructions of the cases from their latents `clean`."""
         clip = self.card.intensity.clip
-        return decoded.clamp(-clip, clip) - original.clamp(-clip, clip)
+        original = self._chunked(self.model.decode_image, clean)[0].clamp(-clip, clip)
+        if unlike != "ignore" and self.card.unlike_above is not None:
+            errors = (original - self._on_grid(cases)).abs().flatten(1).mean(1)
+            self._tell_unlike(errors.tolist(), self.card.unlike_above, unlike)
+        return decoded.clamp(-clip, clip) - original.to(decoded.device)
+
+    def _tell_unlike(self, errors: list[float], most: float, unlike: Unlike) -> None:
+        beyond = [n for n, error in enumerate(errors) if error > most]
+        if not beyond:
+            return
+        message = (
+            f"case(s) {beyond} of the batch are unlike what {self.name} was trained on: their reconstruction "
+            f"is off by {max(errors):.3f} (network units), that of cases that were held out by at most "
+            f"{most:.3f}. Check modality, orientation and units, or pass unlike='ignore'"
+        )
+        if unlike == "raise":
+            raise UnlikeError(message)
+        warnings.warn(message, stacklevel=4)
+
+    @torch.no_grad()
+    def reconstruction_error(
+        self, image: Tensor, affine: ArrayLike, *, box: Box | None = None
+    ) -> list[float]:
+        """How far the reconstruction of each image is off: mean absolute difference in network units.
+
+        Args:
+            image: `(B, C, I, J, K)`.
+            box: as for `vary`, in a larger scan.
+        """
+        self._require("encode")
+        cases = self._without_label(image, affine, box)
+        clip = self.card.intensity.clip
+        rebuilt = self._chunked(self.model.decode_image, self._encode_images(cases))[0].clamp(-clip, clip)
+        errors: list[float] = (rebuilt - self._on_grid(cases)).abs().flatten(1).mean(1).tolist()
+        return errors
 
     def _conditions(self, cases: list[Case]) -> Tensor:
         """Label latents of the cases, or tensors without channels where there is no label to condition on."""

@@ -227,7 +227,8 @@ def fit_generator(
     if accelerator.is_main_process:
         atomic_write_json(output / "history.json", trained.histories)
         figures = validation_report(generator, subsets.validation, trained, output, private, progress)
-        generator.card = generator.card.model_copy(update={"figures": figures})
+        unlike = figures.get("reconstruction_error", {}).get("unlike_above")
+        generator.card = generator.card.model_copy(update={"figures": figures, "unlike_above": unlike})
         generator.save(output)
         _tell(figures, progress)
     if audit:

@@ -30,7 +30,7 @@ from torch.utils.data import get_worker_info
 
 from diffaug.errors import CardError, LabelError, VerbError
 from diffaug.generators.card import Card
-from diffaug.generators.generator import Generator
+from diffaug.generators.generator import Generator, Unlike
 from diffaug.generators.labels import Vocabulary
 from diffaug.generators.networks import Verb
 from diffaug.transforms.case import Case, Parameters
@@ -57,6 +57,7 @@ class Operation(ABC):
         label_mapping: ids of the label map to the generator's, where they differ.
         allow_label_drift: also without a label map, or with a generator that knows no labels: the anatomy may
             move.
+        unlike: "warn", "raise" or "ignore" where an image is unlike what the generator was trained on.
         held_out: image files of your validation and test cases, which must not have trained the generator;
             all are read, see `diffaug.transforms.guard.check_held_out`.
         leaks: "refuse" or "warn", where some did.
@@ -84,6 +85,7 @@ class Operation(ABC):
         sampler: str | None = None,
         label_mapping: Mapping[int, int] | None = None,
         allow_label_drift: bool = False,
+        unlike: Unlike = "warn",
         held_out: Sequence[ScanLike] = (),
         leaks: Leaks = "refuse",
     ) -> None:
@@ -99,6 +101,7 @@ class Operation(ABC):
         self._given = generator if isinstance(generator, Generator) else None
         self.label_mapping = dict(label_mapping) if label_mapping else None
         self.allow_label_drift = allow_label_drift
+        self.unlike: Unlike = unlike
         if held_out:
             check_held_out(held_out, generator=generator, leaks=leaks)
 
@@ -133,6 +136,7 @@ class Operation(ABC):
             "guidance": self.sampling.guidance,
             "label_mapping": self._mapping(),
             "allow_label_drift": self.allow_label_drift,
+            "unlike": self.unlike,
         }
 
     def _mapping(self) -> dict[str, int] | None:
@@ -352,6 +356,7 @@ def apply_to_cases(
         "seed": [parameters[n]["seed"] for n in shown],
         "label_mapping": mapping,
         **{name: parameters[0][name] for name in ("steps", "guidance", "sampler", "allow_label_drift")},
+        "unlike": parameters[0].get("unlike", "warn"),
     }
     if parameters[0]["verb"] == "vary":
         strength = parameters[0]["strength"]

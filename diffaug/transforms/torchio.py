@@ -20,7 +20,7 @@ from torch import Tensor
 from diffaug.errors import DiffaugError, ExtraError, LabelError, VerbError
 from diffaug.generators.card import Card
 from diffaug.generators.cases import to_dtype
-from diffaug.generators.generator import Generator
+from diffaug.generators.generator import Generator, Unlike
 from diffaug.transforms import operations
 from diffaug.transforms.bank import open_bank
 from diffaug.transforms.case import Case, Parameters
@@ -39,7 +39,7 @@ except ImportError as error:
     raise ExtraError("TorchIO", "torchio") from error
 
 # Arguments that an operation's random and its deterministic transform share.
-SHARED_ARGUMENTS = ("steps", "guidance", "sampler", "label", "label_mapping", "allow_label_drift")
+SHARED_ARGUMENTS = ("steps", "guidance", "sampler", "label", "label_mapping", "allow_label_drift", "unlike")
 
 
 class _Deterministic(Transform):
@@ -60,6 +60,7 @@ class _Deterministic(Transform):
         label: str | None = None,
         label_mapping: Mapping[int, int] | None = None,
         allow_label_drift: bool = False,
+        unlike: Unlike = "warn",
         weights_hash: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -77,6 +78,7 @@ class _Deterministic(Transform):
         # JSON has text keys; a history gives them back.
         self.label_mapping = {str(k): int(v) for k, v in label_mapping.items()} if label_mapping else None
         self.allow_label_drift = allow_label_drift
+        self.unlike: Unlike = unlike
         self.weights_hash = weights_hash
         self.args_names = ["generator", "weights_hash", self.own, "seed", *SHARED_ARGUMENTS]
 
@@ -161,6 +163,7 @@ class _Random(RandomTransform):
         label: str | None = None,
         label_mapping: Mapping[int, int] | None = None,
         allow_label_drift: bool = False,
+        unlike: Unlike = "warn",
         held_out: Sequence[ScanLike] = (),
         leaks: Leaks = "refuse",
         **kwargs: Any,
@@ -172,6 +175,7 @@ class _Random(RandomTransform):
             "sampler": sampler,
             "label_mapping": None if label_mapping is None else {int(k): v for k, v in label_mapping.items()},
             "allow_label_drift": allow_label_drift,
+            "unlike": unlike,
         }
         self._operation = self.deterministic.operation(
             generator, **own, **shared, held_out=held_out, leaks=leaks
@@ -244,6 +248,7 @@ class RandomVariation(_Random, IntensityTransform):
             default what is usual for it.
         label: name of the label map to follow; by default the only one (`exclude` hides others).
         label_mapping: ids of that label map to the generator's, where they differ.
+        unlike: "warn", "raise" or "ignore" where an image is unlike what the generator was trained on.
         held_out: image files of your validation and test cases, which must not have trained the generator;
             all are read once.
         leaks: "refuse" or "warn", where some did.

@@ -1,5 +1,6 @@
 """Every verb of the Generator, on a generator with random weights."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffaug.errors import DiffaugError, LabelError, VerbError
+from diffaug.errors import DiffaugError, LabelError, UnlikeError, VerbError
 from diffaug.generators.autoencoder import AutoencoderConfig
 from diffaug.generators.card import Card, CardGrid, Training
 from diffaug.generators.cases import fade_inside
@@ -955,3 +956,37 @@ def test_loading_leaves_the_random_state_alone(tiny_generator_folder: Path) -> N
     torch.manual_seed(5)
     Generator.load(tiny_generator_folder)
     assert torch.equal(torch.rand(3), expected)
+
+
+# -------- images unlike the training data
+
+
+def test_images_unlike_the_training_data_are_told(tiny_generator: Generator) -> None:
+    image, label = scans(2)
+    errors = tiny_generator.reconstruction_error(image, SAME)
+    plain = tiny_generator.vary(image, label, SAME, strength=0.0, residual=False)
+    assert len(errors) == 2
+    assert min(errors) > 0
+    assert plain.shape == image.shape
+
+    def with_limit(limit: float) -> Generator:
+        card = tiny_generator.card.model_copy(update={"unlike_above": limit})
+        return Generator(card, tiny_generator.model)
+
+    strict, lenient = with_limit(min(errors) * 0.99), with_limit(max(errors) * 1.01)
+    between = with_limit((min(errors) + max(errors)) / 2)
+    mask = ball(GRID, (8, 12, 8), 3).expand(2, -1, -1, -1, -1)
+    expected = tiny_generator.vary(image, label, SAME, strength=0.5, steps=STEPS)
+    with pytest.warns(
+        UserWarning, match=r"case\(s\) \[0, 1\] of the batch are unlike what tiny was trained on"
+    ):
+        assert torch.equal(strict.vary(image, label, SAME, strength=0.5, steps=STEPS), expected)
+    worse = int(errors[1] > errors[0])
+    with pytest.raises(UnlikeError, match=rf"case\(s\) \[{worse}\] .* is off by {max(errors):.3f}"):
+        between.vary(image, label, SAME, strength=0.5, steps=STEPS, unlike="raise")
+    with pytest.raises(UnlikeError, match="unlike"):
+        strict.inpaint(image, mask, label, SAME, steps=STEPS, residual=True, unlike="raise")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lenient.vary(image, label, SAME, strength=0.5, steps=STEPS)
+        strict.vary(image, label, SAME, strength=0.5, steps=STEPS, unlike="ignore")

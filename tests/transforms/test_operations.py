@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.ndimage import label as components
 
-from diffaug.errors import CardError, LabelError, VerbError
+from diffaug.errors import CardError, LabelError, UnlikeError, VerbError
 from diffaug.generators.generator import Generator
 from diffaug.transforms.case import Case
 from diffaug.transforms.operations import Inpainting, Operation, Repaint, Variation, apply
@@ -262,3 +262,13 @@ def test_any_geometry_and_unit_comes_back_as_it_was(
     assert torch.equal(made.label[beyond], label[beyond])
     if operation is not Repaint:
         assert torch.equal(made.label, label)
+
+
+@pytest.mark.parametrize("operation", ALL)
+def test_unlike_images_are_refused_when_asked(operation: type[Operation]) -> None:
+    generator = make_tiny_generator()
+    card = generator.card.model_copy(update={"unlike_above": 1e-6})
+    generator = Generator(card, generator.model)
+    parameters = operation(generator, unlike="raise").parameters(1)
+    with pytest.raises(UnlikeError, match="Check modality, orientation and units"):
+        apply(parameters, make_case(), AFFINE)
