@@ -48,7 +48,24 @@ def test_commands_run_in_order(data_folder: Path, tmp_path: Path) -> None:
         assert (tmp_path / "nnUNet_raw" / made / "dataset.json").is_file()
 
 
-def test_relative_links_lead_somewhere() -> None:
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
-    assert targets
-    assert all((ROOT / target).exists() for target in targets)
+@pytest.mark.parametrize("page", ["torchio", "monai"])
+def test_first_block_of_a_page_runs(page: str, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    """Also to the headings that they name."""
+    targets = re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text())
+    for target in targets:
+        file, _, heading = target.partition("#")
+        linked = page.parent / file if file else page
+        assert linked.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", linked.read_text(), flags=re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert heading in anchors, target

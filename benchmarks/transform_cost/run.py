@@ -164,6 +164,7 @@ def make_bank(name: str, dataset: Dataset, work: Path) -> Path:
         patient="atlas",
         files=[image.name],
         voxels=voxel_hash(voxels.astype(np.float32), salt_of(settings)),
+        canonical="none",
         shape=voxels.shape,
         affine=scan.affine.tolist(),
         parameters=[{}] * 8,

@@ -53,7 +53,13 @@ def build_bank(
         tuple[float, float] | None,
         typer.Option(metavar="LOW HIGH", help="Strengths of variation, 0 to 1.", show_default="the card's"),
     ] = None,
-    region: Annotated[Region, typer.Option(help="What inpainting makes anew.")] = Region.ELLIPSOID,
+    region: Annotated[
+        Region | None, typer.Option(help="What inpainting makes anew.", show_default="ellipsoid")
+    ] = None,
+    labels: Annotated[
+        list[int] | None,
+        typer.Option(help="A label id that the regions label and around are about; may be repeated."),
+    ] = None,
     amplitude: Annotated[
         tuple[float, float] | None,
         typer.Option(
@@ -108,12 +114,15 @@ def build_bank(
 
     ranges: dict[OperationName, dict[str, Any]] = {
         OperationName.VARIATION: {"strength": strength},
-        OperationName.INPAINTING: {"region": region.value},
+        OperationName.INPAINTING: {"region": region and region.value, "labels": labels},
         OperationName.REPAINT: {"amplitude": amplitude},
     }
+    for other, own in ranges.items():
+        if other is not operation and (given := [name for name, value in own.items() if value is not None]):
+            raise typer.BadParameter(f"--{given[0]} is for --operation {other.value}, not {operation.value}")
     made = bank_building.OPERATIONS[operation.value](
         generator,
-        **ranges[operation],
+        **{name: value for name, value in ranges[operation].items() if value is not None},
         steps=steps,
         guidance=guidance,
         sampler=sampler,

@@ -28,8 +28,14 @@ def prepare(
     generator: Annotated[
         str | None, typer.Option(help="Name or folder of a generator, for nnUNetTrainerDiffAugGPU.")
     ] = None,
-    plans: Annotated[str, typer.Option(help="As for nnUNetv2_train, with a bank.")] = "nnUNetPlans",
-    configuration: Annotated[str, typer.Option(help="As for nnUNetv2_train, with a bank.")] = "3d_fullres",
+    plans: Annotated[
+        str | None,
+        typer.Option(help="As for nnUNetv2_train, with a bank.", show_default="nnUNetPlans"),
+    ] = None,
+    configuration: Annotated[
+        str | None,
+        typer.Option(help="As for nnUNetv2_train, with a bank.", show_default="3d_fullres"),
+    ] = None,
     probability: Annotated[
         float | None,
         typer.Option(
@@ -69,13 +75,19 @@ def prepare(
 
     if (bank is None) == (generator is None):
         raise typer.BadParameter("give either --bank or --generator")
+    for_other: dict[str, object] = {"plans": plans, "configuration": configuration}
+    if bank is not None:
+        for_other = {"strength": strength, "label-mapping": label_mapping}
+    if given := [name for name, value in for_other.items() if value is not None]:
+        other = "--generator" if bank is not None else "--bank"
+        raise typer.BadParameter(f"--{given[0]} goes with {other} (a bank has been made with its own)")
     name = int(dataset) if dataset.isdecimal() else dataset
     if bank is not None:
         done = prepare_bank(
             name,
             bank,
-            plans=plans,
-            configuration=configuration,
+            plans=plans or "nnUNetPlans",
+            configuration=configuration or "3d_fullres",
             probability=0.5 if probability is None else probability,
             training_scans=training_scans,
             progress=Progress(),

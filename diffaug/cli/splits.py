@@ -48,6 +48,9 @@ def splits(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the folds.")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is there; folds trained by it are lost.")
+    ] = False,
 ) -> None:
     """Write folds by patient, in which neither synthetic cases nor scans that trained a generator validate.
 
@@ -61,21 +64,37 @@ def splits(
     from diffaug.files import atomic_write_json
     from diffaug.progress import Progress
 
-    read = read_dataset(dataset, patients=patients)
-    made_from = {}
-    for folder in synthetic or []:
-        for case in read_manifest(folder / MANIFEST).cases:
-            made_from[case.name] = case.source.name if case.source else None
-    record = training_scans
-    if generator is not None and record is None and (record := training_scans_of(generator)) is None:
+    if output.exists() and not overwrite:
         raise DiffaugError(
-            f"{generator} has no record of the scans that trained it: give --training-scans, which its fit "
-            "left in private"
+            f"{output} is there already, and trainings may rest on it: give another --output, or --overwrite"
         )
+    made_from = {}
+    generators = set() if generator is None else {generator}
+    for folder in synthetic or []:
+        manifest = read_manifest(folder / MANIFEST)
+        generators.add(manifest.settings.generator.name)
+        for case in manifest.cases:
+            made_from[case.name] = case.source.name if case.source else None
+    read = read_dataset(dataset, patients=patients, without_patient=set(made_from))
+    records = [] if training_scans is None else [training_scans]
+    for name in sorted(generators) if training_scans is None else []:
+        if record := training_scans_of(name):
+            records.append(record)
+        elif name == generator:
+            raise DiffaugError(
+                f"{name} has no record of the scans that trained it: give --training-scans, which its fit "
+                "left in private"
+            )
+        else:
+            typer.echo(
+                f"which scans trained {name}, that made the synthetic cases, is unknown: if they are here, "
+                "they may validate; give --generator FOLDER or --training-scans",
+                err=True,
+            )
     trained: list[str] = []
-    if record is not None:
+    for record in records:
         real = {case.name: list(case.images) for case in read.cases if case.name not in made_from}
-        trained = trained_by(record, real, Progress())
+        trained += trained_by(record, real, Progress())
     made = make_folds(read, folds, seed=seed, train_only=set(trained), made_from=made_from)
     atomic_write_json(output, made)
     validating = sum(len(fold["val"]) for fold in made)

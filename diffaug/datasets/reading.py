@@ -16,7 +16,7 @@ which labels or channels there are. `diffaug.datasets.checking.check_dataset` op
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,6 +88,7 @@ def read_dataset(
     labels: Path | None = None,
     split: Path | None = None,
     patients: Path | None = None,
+    without_patient: Collection[str] = (),
 ) -> Dataset:
     """Find the cases, channels, labels, patients and split of a dataset.
 
@@ -102,6 +103,7 @@ def read_dataset(
         split: JSON with case names under "train", "validation" and "test", or nnU-Net's `splits_final.json`,
             of which the first fold counts. Default: `splits.json` in `path`, if it is there.
         patients: CSV with the columns `case` and `patient`. Default: `patients.csv` in `path`, if there.
+        without_patient: cases that the table need not name, such as synthetic ones: each is its own patient.
 
     Raises:
         DatasetError: listing everything that keeps the description from being understood.
@@ -134,7 +136,8 @@ def read_dataset(
 
     names = [name for name, _, _ in found.cases]
     patients_file = _side_file(root, patients, "patients.csv")
-    patient_of = read_patients(patients_file, names, problems) if patients_file else {}
+    named = [name for name in names if name not in set(without_patient)]
+    patient_of = read_patients(patients_file, named, problems) if patients_file else {}
     split_file = _side_file(root, split, "splits.json")
     subsets = read_split(split_file, names, patient_of, problems) if split_file else None
     if problems:

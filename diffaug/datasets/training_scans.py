@@ -4,7 +4,9 @@ import hashlib
 import secrets
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,11 +23,17 @@ def record_training_scans(cases: Sequence[CaseFiles], progress: Progress) -> dic
     """Salted hashes of the scans that train a generator: a sidecar that stays with its owner.
 
     A hash is over the decoded voxels (float32 values and shape), so a renamed or recompressed copy is still
-    recognised; the salt keeps others from testing whether a scan that they hold was used.
+    recognised, and by a second one in RAS order a reoriented copy; the salt keeps others from testing whether
+    a scan that they hold was used.
     """
     salt = secrets.token_hex(16)
     hashes = _hashes(cases, salt, progress)
-    return {"salt": salt, "hash": "blake2b-128 of salt, shape and float32 voxels", "scans": hashes}
+    return {
+        "salt": salt,
+        "hash": "blake2b-128 of salt, shape and float32 voxels",
+        "scans": {name: stored for name, (stored, _) in hashes.items()},
+        "canonical": {name: canonical for name, (_, canonical) in hashes.items()},
+    }
 
 
 def check_training_scans(
@@ -43,10 +51,13 @@ def check_training_scans(
             missing, or a held-out case did.
     """
     salt, known = _read(file)
-    given, others = (_hashes(cases, salt, progress) for cases in (training, held_out))
+    given, others = (
+        {name: stored for name, (stored, _) in _hashes(cases, salt, progress).items()}
+        for cases in (training, held_out)
+    )
     strangers = [name for name, value in given.items() if value not in known]
     seen = [name for name, value in others.items() if value in known]
-    missing = len(known - set(given.values()))
+    missing = len(set(read_json(file)["scans"].values()) - set(given.values()))
     problems = [
         (len(strangers), f"of the training cases did not train it, such as {strangers[:1]}"),
         (missing, "scans that trained it are not among the training cases"),
@@ -88,9 +99,9 @@ def trained_by(file: Path, cases: Mapping[str, Sequence[Path]], progress: Progre
 def recognised(
     cases: Mapping[str, Sequence[Path]], salt: str, known: Set[str], progress: Progress
 ) -> list[str]:
-    """The cases whose salted hashes are among known ones."""
+    """The cases of whose salted hashes, as stored and in RAS order, one is among known ones."""
     files = [CaseFiles(name, tuple(images), None, name) for name, images in cases.items()]
-    return sorted(name for name, value in _hashes(files, salt, progress).items() if value in known)
+    return sorted(name for name, values in _hashes(files, salt, progress).items() if known & set(values))
 
 
 def _read(file: Path) -> tuple[str, set[str]]:
@@ -98,19 +109,31 @@ def _read(file: Path) -> tuple[str, set[str]]:
     record = read_json(file)
     try:
         salt, known = str(record["salt"]), set(record["scans"].values())
+        # Records of earlier versions have no hashes in RAS order.
+        known |= set(record.get("canonical", {}).values())
         bytes.fromhex(salt)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DiffaugError(f"{file} is no record of training scans: put back the one of the fit") from error
     return salt, known
 
 
-def _hashes(cases: Sequence[CaseFiles], salt: str, progress: Progress) -> dict[str, str]:
+def _hashes(cases: Sequence[CaseFiles], salt: str, progress: Progress) -> dict[str, tuple[str, str]]:
+    """Hashes of the voxels as they are stored, and in RAS order."""
     hashes = {}
     with progress.task("hashing scans", total=len(cases)) as task:
         for case in cases:
-            hashes[case.name] = voxel_hash(load_case(case).image, salt)
+            loaded = load_case(case)
+            canonical = canonical_voxels(loaded.image, loaded.affine)
+            hashes[case.name] = voxel_hash(loaded.image, salt), voxel_hash(canonical, salt)
             task.advance()
     return hashes
+
+
+def canonical_voxels(image: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:
+    """`(C, I, J, K)` with the axes in the order and directions nearest to R, A and S."""
+    order = nib.orientations.io_orientation(affine)
+    turned: NDArray[Any] = nib.orientations.apply_orientation(np.moveaxis(image, 0, -1), order)
+    return np.moveaxis(turned, -1, 0)
 
 
 def voxel_hash(image: NDArray[np.float32], salt: str) -> str:

@@ -1,5 +1,7 @@
 """A bank as nnU-Net preprocesses it: each entry goes the way of its case through a configuration's plans."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ from diffaug.errors import DiffaugError, ExtraError
 from diffaug.files import read_json
 from diffaug.nnunet.settings import FILE, BankChoice, OnlineChoice, bank_key, read_settings, write_settings
 from diffaug.progress import Progress
-from diffaug.transforms.bank import Bank
+from diffaug.transforms.bank import Bank, BankCase
 from diffaug.transforms.operations import Variation
 
 try:
@@ -80,7 +82,10 @@ def prepare_bank(
             f"{opened.folder} holds {len(strangers)} cases that {raw} has not, such as {strangers[0]}: build "
             f"a bank with --data {raw}"
         )
-    target = preprocessed / f"diffaug_{plans}_{configuration}"
+    # Entries of another bank, or of plans that were changed, are others.
+    identity = f"{opened.hash} {json.dumps([description, manager.plans, setup.configuration], default=str)}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    target = preprocessed / f"diffaug_{plans}_{configuration}_{digest}"
     made = kept = 0
     with progress.task("preprocessing", total=len(opened.cases) * opened.settings.per_case) as task:
         for name, case in opened.cases.items():
@@ -93,7 +98,7 @@ def prepare_bank(
             images, label = files[name]["images"], files[name]["label"]
             data, properties = reader.read_images(images)
             seg = reader.read_seg(label)[0]
-            _check_axes(images, data, manager)
+            _check_scan(case, opened, images, data, manager)
             for k in missing:
                 entry = opened.draw(case, k)
                 _save(
@@ -121,8 +126,12 @@ def prepare_bank(
         trained_generator=seen,
     )
     settings = read_settings(preprocessed)
-    banks = {**settings.banks, bank_key(plans, configuration): choice}
-    write_settings(preprocessed, settings.model_copy(update={"banks": banks}))
+    key = bank_key(plans, configuration)
+    if (old := settings.banks.get(key)) is not None:
+        choice = choice.model_copy(update={"leaks": old.leaks})
+    write_settings(preprocessed, settings.model_copy(update={"banks": {**settings.banks, key: choice}}))
+    if old is not None and old.folder != choice.folder:
+        shutil.rmtree(preprocessed / old.folder, ignore_errors=True)
     return Prepared(target, preprocessed / FILE, made, kept, seen)
 
 
@@ -152,6 +161,13 @@ def prepare_online(
     raw, preprocessed = _folders(dataset)
     description = read_json(raw / "dataset.json")
     operation = Variation(generator, strength, label_mapping=label_mapping)
+    regions = [name for name, value in description["labels"].items() if not isinstance(value, int)]
+    if regions or "ignore" in description["labels"]:
+        raise DiffaugError(
+            f"{raw / 'dataset.json'} has {'regions' if regions else 'an ignore label'}: vary its cases by a "
+            "bank" + ("" if regions else ", after mapping what is ignored to a label")
+        )
+    operation.check_labels(description["labels"].values(), raw / "dataset.json")
     channels = len(description["channel_names"])
     if channels != len(operation.card.channels):
         raise DiffaugError(
@@ -222,9 +238,12 @@ def _turned(array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(array.transpose(0, 3, 2, 1))
 
 
-def _check_axes(images: Sequence[str], data: NDArray[Any], manager: Any) -> None:
-    """Refuse a reader that does more than turn nibabel's axes round: entries would lie elsewhere."""
-    own = _turned(read_scan([Path(file) for file in images]).image)
+def _check_scan(case: BankCase, bank: Bank, images: Sequence[str], data: NDArray[Any], manager: Any) -> None:
+    """Refuse a scan that the bank was not built for, and a reader that does more than turn nibabel's axes
+    round: entries would lie elsewhere."""
+    scan = read_scan([Path(file) for file in images]).image
+    bank.check(case, scan, images[0])
+    own = _turned(scan)
     if own.shape != data.shape or not np.allclose(own, data, rtol=1e-4, atol=1e-4 * np.abs(data).max()):
         raise DiffaugError(
             f"{manager.image_reader_writer_class.__name__} reads {images[0]} in other axes than it is stored "

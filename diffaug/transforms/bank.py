@@ -16,9 +16,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from torch import Tensor
 
+from diffaug.datasets.training_scans import voxel_hash
 from diffaug.errors import DatasetError, DiffaugError
 from diffaug.files import sha256_file
 from diffaug.transforms.case import Case, Parameters
@@ -67,7 +69,7 @@ class BankCase(_Part):
         name: in the dataset.
         patient: whom it shows.
         files: names of its image files, by which transforms find it.
-        voxels: salted hash of its decoded voxels, by which held-out scans are recognised.
+        voxels: salted hash of its decoded voxels, by which the scan is recognised; canonical: in RAS order.
         shape: `(C, I, J, K)`; affine: `(4, 4)`, voxel to world, mm, RAS+.
         parameters: of each variation, see `diffaug.transforms.operations`.
     """
@@ -76,6 +78,7 @@ class BankCase(_Part):
     patient: str
     files: list[str]
     voxels: str
+    canonical: str
     shape: tuple[int, int, int, int]
     affine: list[list[float]]
     parameters: list[Parameters]
@@ -147,6 +150,19 @@ class Bank:
                 ]
             )
         return self.cases[name]
+
+    def check(self, case: BankCase, image: NDArray[Any], name: str) -> None:
+        """Refuse voxels `(C, I, J, K)` that are not those which were varied.
+
+        Raises:
+            DiffaugError: they have been changed since they were read, or the file is another scan.
+        """
+        if voxel_hash(np.asarray(image, dtype=np.float32), self.salt) != case.voxels:
+            raise DiffaugError(
+                f"{name} is not the scan of which {self.folder} holds variations ({case.name}): draw before "
+                "anything changes the image, its units or its label map; and if the file has changed, build "
+                "the bank anew"
+            )
 
     def draw(self, case: BankCase, entry: int) -> Case:
         """A copy of one variation: image `(C, I, J, K)`, and label map `(1, I, J, K)` or None."""

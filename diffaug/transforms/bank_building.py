@@ -10,7 +10,7 @@ from numpy.lib.format import open_memmap
 
 from diffaug.datasets.reading import Dataset
 from diffaug.datasets.scans import read_label_of, read_scan
-from diffaug.datasets.training_scans import voxel_hash
+from diffaug.datasets.training_scans import canonical_voxels, voxel_hash
 from diffaug.datasets.volumes import CaseFiles
 from diffaug.errors import DiffaugError
 from diffaug.files import atomic_paths, atomic_write_json
@@ -79,6 +79,8 @@ def build_bank(
     cases = [case for case in dataset.cases if train is None or case.name in train]
     settings = _settings(operation, dataset, cases, per_case, seed)
     _check_cases(operation, dataset, cases)
+    if operation.card.labels and not operation.allow_label_drift:
+        operation.check_labels(dataset.labels, dataset.root)
     if (output / SETTINGS).exists():
         old, new = (s.model_dump(mode="json") for s in (read_settings(output), settings))
         if changed := [name for name in new if new[name] != old[name]]:
@@ -95,7 +97,7 @@ def build_bank(
     made = 0
     with progress.task("bank", total=len(cases)) as task:
         for case in cases:
-            if not _is_made(output, case, per_case):
+            if not _is_made(output, case, settings):
                 _make(operation, case, output, settings)
                 made += 1
             task.advance()
@@ -137,9 +139,13 @@ def _check_cases(operation: Operation, dataset: Dataset, cases: Sequence[CaseFil
         raise DiffaugError(f"{dataset.root} has several files named {twice}, by which a bank finds its cases")
 
 
-def _is_made(output: Path, case: CaseFiles, per_case: int) -> bool:
+def _is_made(output: Path, case: CaseFiles, settings: BankSettings) -> bool:
+    """Whether an earlier call made a case, of the scan that is there now."""
     file = case_file(output, case.name)
-    return file.exists() and len(read_case(file).parameters) == per_case
+    if not file.exists():
+        return False
+    scan = read_scan(case.images).image.astype(np.float32)
+    return read_case(file).voxels == voxel_hash(scan, salt_of(settings))
 
 
 def _make(operation: Operation, case: CaseFiles, output: Path, settings: BankSettings) -> None:
@@ -169,11 +175,13 @@ def _make(operation: Operation, case: CaseFiles, output: Path, settings: BankSet
                 arrays[1][k] = made.label.numpy()
         for array in arrays:
             array.flush()
+    voxels = scan.image.astype(np.float32)
     record = BankCase(
         name=case.name,
         patient=case.patient,
         files=[file.name for file in case.images],
-        voxels=voxel_hash(scan.image.astype(np.float32), salt),
+        voxels=voxel_hash(voxels, salt),
+        canonical=voxel_hash(canonical_voxels(voxels, scan.affine), salt),
         shape=tuple(image.shape),
         affine=scan.affine.tolist(),
         parameters=parameters,

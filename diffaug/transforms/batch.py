@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from diffaug.errors import DiffaugError
+from diffaug.errors import DiffaugError, LabelError
 from diffaug.generators.generator import Generator
 from diffaug.transforms import operations
 from diffaug.transforms.case import Case, Parameters
@@ -28,10 +28,10 @@ from diffaug.zoo import load
 
 
 class _Batch(nn.Module):
-    """A random operation on each case of a batch with probability `p`.
+    """A random operation on each case of a batch with probability `p`; none in evaluation mode.
 
     Attributes:
-        last_params: of each case of the last batch its parameters, or None where it was left as it was.
+        last_params: of each case of the last batch what was drawn for it, or None.
     """
 
     kind: ClassVar[type[Operation]]
@@ -46,15 +46,29 @@ class _Batch(nn.Module):
         # Its own, since it moves to the device of the images.
         self._generator: Generator | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Weights are loaded again where they are needed.
+        return {**self.__dict__, "_generator": None}
+
     def extra_repr(self) -> str:
         return f"generator={self.operation.generator}, p={self.p}"
 
     def _apply_to(
         self, image: Tensor, label: Tensor | None, affine: ArrayLike
     ) -> tuple[Tensor, Tensor | None]:
+        if self.operation.moves_label and label is None:
+            raise LabelError(f"{type(self).__name__} deforms label maps: give them")
         if image.ndim != 5:
             raise DiffaugError(f"image must have shape (B, C, I, J, K), got {tuple(image.shape)}")
-        affine = torch.as_tensor(affine).cpu().double().expand(len(image), 4, 4)
+        affine = torch.as_tensor(affine).cpu().double()
+        if affine.shape not in ((4, 4), (len(image), 4, 4)):
+            raise DiffaugError(
+                f"affine must have shape (4, 4) or ({len(image)}, 4, 4), got {tuple(affine.shape)}"
+            )
+        affine = affine.expand(len(image), 4, 4)
+        if not self.training:
+            self.last_params = [None] * len(image)
+            return image, label
         chosen = (torch.rand(len(image)) < self.p).nonzero().flatten().tolist()
         seeds = torch.randint(2**31, (len(image),)).tolist()
         drawn = [self.operation.parameters(seeds[n]) for n in chosen]

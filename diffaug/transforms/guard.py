@@ -4,13 +4,13 @@ import warnings
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from diffaug.datasets.training_scans import recognised, trained_by, training_scans_of
 from diffaug.errors import LeakError
 from diffaug.progress import Progress
 from diffaug.transforms.bank import Bank
-from diffaug.transforms.sources import GeneratorLike, reference
+from diffaug.transforms.sources import GeneratorLike, card_of, reference
 
 Leaks = Literal["refuse", "warn"]
 # An image file, or the files of the channels of one case.
@@ -31,7 +31,8 @@ def check_held_out(
     takes as long as loading them once.
 
     Args:
-        scans: NIfTI files that validate or test, one for each case or a list of its channels' files.
+        scans: image files (NIfTI) that validate or test, one for each case or a list of its channels' files;
+            no label maps.
         generator: whose training scans are looked for; a fit keeps their hashes in `private`.
         training_scans: the file of these hashes, where it is not in the generator's folder.
         bank: folder of a bank whose cases are looked for.
@@ -44,10 +45,22 @@ def check_held_out(
         LeakError: some were, and `leaks` is "refuse".
         DatasetError: a scan cannot be read.
     """
-    cases = {str(files[0]): files for files in map(_files, scans)}
+    if leaks not in get_args(Leaks):
+        raise ValueError(f"leaks must be 'refuse' or 'warn', got {leaks!r}")
+    given = [scans] if isinstance(scans, str | PathLike) else list(scans)
+    if not given:
+        raise ValueError("no held-out scans were given: leave held_out out, or name files that are there")
+    cases = {str(files[0]): files for files in map(_files, given)}
     found: dict[str, str] = {}
     if generator is not None:
         name = reference(generator)
+        channels = len(card_of(generator).channels)
+        for first, files in cases.items():
+            if len(files) not in (1, channels):
+                raise ValueError(
+                    f"{len(files)} files were given for the held-out scan {first}, {name} has {channels} "
+                    "channel(s): give image files alone, no label maps"
+                )
         record = Path(training_scans) if training_scans else training_scans_of(name)
         if record is None:
             warnings.warn(
@@ -60,7 +73,7 @@ def check_held_out(
             found |= dict.fromkeys(seen, f"trained {name}")
     if bank is not None:
         opened = Bank(bank)
-        known = {case.voxels for case in opened.cases.values()}
+        known = {value for case in opened.cases.values() for value in (case.voxels, case.canonical)}
         seen = recognised(cases, opened.salt, known, Progress(quiet=True))
         found |= dict.fromkeys(seen, f"fill {opened.folder}")
     if found:
@@ -79,4 +92,9 @@ def check_held_out(
 def _files(scan: ScanLike) -> list[Path]:
     if isinstance(scan, str | PathLike):
         return [Path(scan)]
+    if not isinstance(scan, list | tuple) or not all(isinstance(file, str | PathLike) for file in scan):
+        raise ValueError(
+            "held-out scans are image files, or for each case the list of its channels' files; got "
+            f"{type(scan).__name__}: {str(scan)[:80]}"
+        )
     return [Path(file) for file in scan]

@@ -225,6 +225,7 @@ class _Randd(RandomizableTransform, MapTransform, InvertibleTransform):
         if self._do_transform:
             return _apply_to(self, self.parameters, data, self.keys, self.label_key)
         left = dict(data)
+        _check_keys(data, self.keys, self.label_key)
         for key in _changing(self.operation.moves_label, self.keys, self.label_key):
             left[key] = _leave(self, left[key])
         return left
@@ -320,16 +321,21 @@ class RandFromBankd(RandomizableTransform, MapTransform, InvertibleTransform):
         label_key: Hashable | None = "label",
         prob: float = 0.5,
         *,
-        held_out: Sequence[ScanLike] = (),
+        held_out: Sequence[ScanLike] | None = None,
         leaks: Leaks = "refuse",
     ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
-        if held_out:
+        if held_out is not None:
             check_held_out(held_out, bank=bank, generator=open_bank(bank).generator, leaks=leaks)
         self.bank = str(Path(bank).absolute())
         self.label_key = label_key
-        self._entries = open_bank(bank).settings.per_case
+        # All records, so that an unfinished bank is found at once.
+        self._entries = len(next(iter(open_bank(bank).cases.values())).parameters)
+        if open_bank(bank).moves_label and label_key is None:
+            raise LabelError(
+                f"{self.bank} holds other shapes of the structures: name the label map (label_key)"
+            )
         self._changing = _changing(open_bank(bank).moves_label, self.keys, label_key)
         self.entry = 0
 
@@ -360,6 +366,10 @@ class RandFromBankd(RandomizableTransform, MapTransform, InvertibleTransform):
             raise VerbError(
                 f"{self.bank} holds {case.shape[0]} channels of {case.name}, {list(images)} are {sum(counts)}"
             )
+        bank.check(case, np.concatenate([i.as_tensor().cpu().numpy() for i in images.values()]), str(file))
+        if bank.moves_label:
+            label_place = {str(self.label_key): _place(str(self.label_key), data[self.label_key])}
+            check_one_grid(places | label_place, "ResampleToMatchd before")
         made = bank.draw(case, self.entry)
         new = dict(zip(self.keys, made.image.split(counts), strict=True))
         if made.label is not None and self.label_key is not None:
@@ -378,7 +388,8 @@ class RandFromBankd(RandomizableTransform, MapTransform, InvertibleTransform):
 
 
 def recorded(image: MetaTensor) -> list[Parameters]:
-    """The parameters of diffaug's operations that were applied to an image, in their order."""
+    """The parameters of diffaug's operations that were applied to an image, in their order; what was drawn
+    from a bank is recorded by its case and entry instead."""
     infos = (entry.get("extra_info") or {} for entry in image.applied_operations)
     return [json.loads(info[PARAMETERS]) for info in infos if PARAMETERS in info]
 
@@ -401,6 +412,12 @@ def _forget(
     return dict(data)
 
 
+def _check_keys(data: Mapping[Hashable, Any], keys: Sequence[Hashable], label_key: Hashable | None) -> None:
+    for key in (*keys, label_key):
+        if key is not None and key not in data:
+            raise DiffaugError(f"there is no {key!r} in the data, which holds {sorted(map(str, data))}")
+
+
 def _apply_to(
     transform: InvertibleTransform,
     parameters: Parameters,
@@ -408,9 +425,7 @@ def _apply_to(
     keys: Sequence[Hashable],
     label_key: Hashable | None,
 ) -> dict[Hashable, Any]:
-    for key in (*keys, label_key):
-        if key is not None and key not in data:
-            raise DiffaugError(f"there is no {key!r} in the data, which holds {sorted(map(str, data))}")
+    _check_keys(data, keys, label_key)
     label = None if label_key is None else data[label_key]
     made = _apply(transform, parameters, {str(key): data[key] for key in keys}, label, str(label_key))
     out = dict(data)

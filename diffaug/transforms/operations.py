@@ -18,7 +18,8 @@ what that returns, and calls `apply` with tensors. Parameters and case together 
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import nibabel as nib
@@ -86,7 +87,7 @@ class Operation(ABC):
         label_mapping: Mapping[int, int] | None = None,
         allow_label_drift: bool = False,
         unlike: Unlike = "warn",
-        held_out: Sequence[ScanLike] = (),
+        held_out: Sequence[ScanLike] | None = None,
         leaks: Leaks = "refuse",
     ) -> None:
         self.card: Card = card_of(generator)
@@ -102,7 +103,7 @@ class Operation(ABC):
         self.label_mapping = dict(label_mapping) if label_mapping else None
         self.allow_label_drift = allow_label_drift
         self.unlike: Unlike = unlike
-        if held_out:
+        if held_out is not None:
             check_held_out(held_out, generator=generator, leaks=leaks)
 
     def __deepcopy__(self, _: dict[int, Any]) -> Self:
@@ -121,6 +122,21 @@ class Operation(ABC):
     def source(self) -> GeneratorLike:
         """The generator as it was given: an object, or a name."""
         return self._given or self.generator
+
+    def check_labels(self, ids: Iterable[int], where: Path) -> None:
+        """Refuse label ids of a dataset that the generator does not know, before any case is touched.
+
+        Raises:
+            LabelError: names them and `where` they were found.
+        """
+        mapping = self.label_mapping or {}
+        unknown = sorted(value for value in ids if mapping.get(value, value) not in self.card.labels)
+        if unknown:
+            raise LabelError(
+                f"{where} has the label id(s) {unknown}, which {self.card.name} does not know (it knows "
+                f"{dict(self.card.labels)}): say which is which with label_mapping={{your id: generator id}} "
+                "(0 is background)"
+            )
 
     def parameters(self, seed: int) -> Parameters:
         """The parameters of one application; equal seeds give equal ones."""

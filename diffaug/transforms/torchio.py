@@ -164,7 +164,7 @@ class _Random(RandomTransform):
         label_mapping: Mapping[int, int] | None = None,
         allow_label_drift: bool = False,
         unlike: Unlike = "warn",
-        held_out: Sequence[ScanLike] = (),
+        held_out: Sequence[ScanLike] | None = None,
         leaks: Leaks = "refuse",
         **kwargs: Any,
     ) -> None:
@@ -348,17 +348,7 @@ class Repaint(_Deterministic, SpatialTransform):
         self.deformation = check_deformation(deformation)
 
     def _check_others(self, subject: Subject, chosen: Mapping[str, Image]) -> None:
-        excluded = self.exclude or ()
-        others = [
-            name
-            for name, image in subject.items()
-            if isinstance(image, Image) and name not in chosen and name not in excluded
-        ]
-        if others:
-            raise DiffaugError(
-                f"{' and '.join(chosen)} get another anatomy, and {', '.join(others)} would still show the "
-                "old one: remove them from the subject, or leave them as they are with exclude=[...]"
-            )
+        _refuse_others(self, subject, chosen)
 
 
 class RandomRepaint(_Random, SpatialTransform):
@@ -441,21 +431,28 @@ class FromBank(Transform):
             f"{case.name} in {self.bank}": Place(case.shape[1:], np.array(case.affine)),
         }
         check_one_grid(places, "the bank's transform before all that move or resample the subject")
+        bank.check(case, np.concatenate([image.data.numpy() for image in images.values()]), str(file))
         made = bank.draw(case, self.entry)
-        _set_images(images, made.image)
         if made.label is not None:
-            self._choose_label(subject).set_data(made.label)
+            label = self._choose_label(subject)
+            _refuse_others(self, subject, images | label)
+            _check_grids(images | label)
+            for own in label.values():
+                own.set_data(to_dtype(made.label, own.data.dtype))
+        _set_images(images, made.image)
         return subject
 
-    def _choose_label(self, subject: Subject) -> Image:
-        maps = {name: image for name, image in subject.items() if isinstance(image, LabelMap)}
+    def _choose_label(self, subject: Subject) -> dict[str, Image]:
+        maps: dict[str, Image] = {
+            name: image for name, image in subject.items() if isinstance(image, LabelMap)
+        }
         names = [self.label] if self.label else [n for n in maps if n not in (self.exclude or ())]
         if len(names) != 1 or names[0] not in maps:
             raise LabelError(
                 f"{self.bank} holds another shape for one of the label maps {list(maps)}: name it with "
                 "label=..."
             )
-        return maps[names[0]]
+        return {names[0]: maps[names[0]]}
 
 
 class RandomFromBank(RandomTransform):
@@ -485,14 +482,15 @@ class RandomFromBank(RandomTransform):
         p: float = 0.5,
         *,
         label: str | None = None,
-        held_out: Sequence[ScanLike] = (),
+        held_out: Sequence[ScanLike] | None = None,
         leaks: Leaks = "refuse",
         **kwargs: Any,
     ) -> None:
         super().__init__(p=p, **kwargs)
-        if held_out:
+        if held_out is not None:
             check_held_out(held_out, bank=bank, generator=open_bank(bank).generator, leaks=leaks)
-        self._entries = open_bank(bank).settings.per_case
+        # All records, so that an unfinished bank is found at once.
+        self._entries = len(next(iter(open_bank(bank).cases.values())).parameters)
         self.bank = str(Path(bank).absolute())
         self.p = p
         self.label = label
@@ -533,6 +531,21 @@ def _choose_images(
             f"{[name for name, image in subject.items() if isinstance(image, ScalarImage)]}"
         )
     return images
+
+
+def _refuse_others(transform: Transform, subject: Subject, chosen: Mapping[str, Image]) -> None:
+    """Refuse images beside those that get another anatomy, unless they were excluded."""
+    excluded = transform.exclude or ()
+    others = [
+        name
+        for name, image in subject.items()
+        if isinstance(image, Image) and name not in chosen and name not in excluded
+    ]
+    if others:
+        raise DiffaugError(
+            f"{' and '.join(chosen)} get another anatomy, and {', '.join(others)} would still show the "
+            "old one: remove them from the subject, or leave them as they are with exclude=[...]"
+        )
 
 
 def _check_grids(images: Mapping[str, Image]) -> None:

@@ -117,6 +117,15 @@ def test_command(tiny_generator: Generator, tmp_path: Path) -> None:
     for case in manifest["cases"]:
         for fold in folds:
             assert (case["name"] in fold["train"]) == (case["source"]["name"] in fold["train"])
+    table = "".join(f"real_{n},p{n // 2}\n" for n in range(8))
+    (real / "patients.csv").write_text("case,patient\n" + table)
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 1
+    assert "is there already, and trainings may rest on it" in refused.stderr
+    done = CliRunner().invoke(app, [*arguments, "--overwrite"])
+    assert done.exit_code == 0, done.output
+    assert "which scans trained tiny, that made the synthetic cases, is unknown" in done.stderr
+    arguments = [*arguments, "--overwrite"]
     unknown = CliRunner().invoke(app, [*arguments, "--generator", str(tmp_path / "nowhere")])
     assert unknown.exit_code == 1
     assert "has no record of the scans that trained it" in unknown.stderr

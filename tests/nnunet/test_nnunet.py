@@ -168,9 +168,11 @@ print("equal")
     copied = home / "copy"
     shutil.copytree(home / "raw", copied / "raw")
     shutil.copytree(home / "preprocessed", copied / "preprocessed")
-    shutil.rmtree(copied / "preprocessed" / prepared.name / "diffaug_nnUNetPlans_3d_fullres")
+    (old,) = (copied / "preprocessed" / prepared.name).glob("diffaug_nnUNetPlans_3d_fullres_*")
     folder = copied / "preprocessed" / prepared.name
     assert "equal" in run(copied, sys.executable, "-c", script, home / "identity", folder)
+    assert not old.exists(), "entries of the former bank"
+    assert len(list(folder.glob("diffaug_nnUNetPlans_3d_fullres_*"))) == 1
 
 
 @pytest.mark.slow
@@ -355,6 +357,8 @@ def test_what_is_missing_is_named(home: Path, prepared: Path, tmp_path: Path) ->
     assert "nnU-Net knows no dataset 77" in run(home, *prepare, "77", *bank, fails=True)
     printed = run(home, *prepare, "901", *bank, "--configuration", "2d_x", fails=True)
     assert "has no configuration 2d_x; it has" in printed
+    mixed = run(home, *prepare, "901", *bank, "--strength", "0.1", "0.2", fails=True)
+    assert "--strength goes with --generator" in mixed
     assert "is missing: run nnUNetv2_plan_and_preprocess first, or give other plans" in run(
         home, *prepare, "901", *bank, "--plans", "Other", fails=True
     )

@@ -3,8 +3,10 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from typer.testing import CliRunner
 from diffaug.cli import app
 from diffaug.datasets.reading import Dataset, read_dataset
 from diffaug.datasets.training_scans import record_training_scans
-from diffaug.errors import DatasetError, DiffaugError, LeakError
+from diffaug.errors import DatasetError, DiffaugError, LabelError, LeakError
 from diffaug.progress import Progress
 from diffaug.transforms.bank import Bank
 from diffaug.transforms.bank_building import Built, build_bank
@@ -176,7 +178,6 @@ def test_a_case_that_cannot_be_varied_is_named(
         for file in (data / kind).iterdir():
             (tmp_path / kind / file.name).write_bytes(file.read_bytes())
     description = json.loads((data / "dataset.json").read_text())
-    description["labels"] = {"background": 0, "head": 1, "body": 2, "tail": 9}
     (tmp_path / "dataset.json").write_text(json.dumps(description))
     file = tmp_path / "labelsTr" / "case_b.nii.gz"
     label = nib.load(file)
@@ -312,7 +313,96 @@ def test_monai(bank: Path, repaints: Path, data: Path) -> None:
     assert "holds no variations of" in str(caught.value.__cause__)
 
 
+# -------- what is drawn must belong to what is there
+
+
+def test_images_that_were_changed_before_are_refused(bank: Path, data: Path) -> None:
+    """Also where shape and affine stay: a mirrored subject would keep its mirrored label map."""
+    subject = subject_of(data, "case_a")
+    for before in (tio.Flip(0), tio.RescaleIntensity((0, 1)), tio.RandomElasticDeformation(p=1)):
+        with pytest.raises(DiffaugError, match=r"is not the scan of which .* draw before anything changes"):
+            tio.Compose([before, RandomFromBank(bank, p=1)])(subject)
+    keys = ["image", "label"]
+    items = {
+        "image": str(held_out_files(data, "case_a")[0]),
+        "label": str(data / "labelsTr" / "case_a.nii.gz"),
+    }
+    draw = RandFromBankd("image", bank, prob=1)
+    loaded = Compose([LoadImaged(keys), EnsureChannelFirstd(keys)])(items)
+    draw(loaded)
+    loaded["image"] += 1
+    with pytest.raises(DiffaugError, match="draw before anything changes"):
+        draw(loaded)
+
+
+def test_a_scan_that_changed_is_varied_anew(
+    tiny_generator_folder: Path, data: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    copied = tmp_path / "data"
+    shutil.copytree(data, copied)
+    operation = Variation(tiny_generator_folder, steps=1)
+    build_bank(operation, read_dataset(copied), tmp_path / "bank", per_case=1)
+    file = copied / "imagesTr" / "case_a_0000.nii.gz"
+    scan = nib.load(file)
+    nib.save(nib.Nifti1Image(np.asarray(scan.dataobj)[::-1].copy(), scan.affine), file)
+    with pytest.raises(DiffaugError, match="if the file has changed, build the bank anew"):
+        FromBank(tmp_path / "bank", 0)(subject_of(copied, "case_a"))
+    again = build_bank(operation, read_dataset(copied), tmp_path / "bank", per_case=1)
+    assert again == Built(made=1, kept=1)
+
+
+def test_repaints_must_not_leave_other_images_behind(repaints: Path, data: Path) -> None:
+    subject = subject_of(data, "case_b")
+    subject.add_image(tio.ScalarImage(tensor=subject["t1"].data, affine=subject["t1"].affine), "t2")
+    with pytest.raises(DiffaugError, match="t1 and seg get another anatomy, and t2 would still show the old"):
+        FromBank(repaints, 0, include=["t1"])(subject)
+    made = FromBank(repaints, 0, exclude=["t2"])(subject)
+    assert made["seg"].data.dtype == subject["seg"].data.dtype
+    with pytest.raises(LabelError, match="name the label map"):
+        RandFromBankd("image", repaints, label_key=None)
+
+
+def test_labels_are_checked_before_anything_is_made(
+    dataset: Dataset, tiny_generator_folder: Path, tmp_path: Path
+) -> None:
+    other = replace(dataset, labels={0: "background", 1: "head", 3: "tail"})
+    with pytest.raises(LabelError, match=r"has the label id\(s\) \[3\], which tiny does not know"):
+        build_bank(Variation(tiny_generator_folder), other, tmp_path / "bank")
+    assert not (tmp_path / "bank").exists()
+
+
+def test_options_of_other_operations_are_refused(data: Path, tmp_path: Path) -> None:
+    arguments = ["bank", "build", "--data", str(data), "--output", str(tmp_path / "x")]
+    done = CliRunner().invoke(app, [*arguments, "--operation", "repaint", "--region", "box"])
+    assert done.exit_code == 2
+    assert "--region is for --operation inpainting" in done.stderr
+
+
 # -------- leaks
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "no held-out scans were given"),
+        ([{"image": "a.nii"}], "held-out scans are image files.*got dict"),
+        ([("a.nii", "b.nii")], r"2 files were given for the held-out scan a.nii, .*tiny has 1 channel"),
+    ],
+)
+def test_held_out_scans_that_cannot_be_compared_are_refused(
+    tiny_generator_folder: Path, given: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        RandomVariation(tiny_generator_folder, held_out=given)
+    with pytest.raises(ValueError, match="leaks must be 'refuse' or 'warn', got 'error'"):
+        RandomVariation(tiny_generator_folder, held_out=["a.nii"], leaks="error")
+
+
+def test_reoriented_copies_are_recognised(bank: Path, data: Path, tmp_path: Path) -> None:
+    scan = nib.as_closest_canonical(nib.load(held_out_files(data, "case_a")[0]))
+    nib.save(scan, tmp_path / "canonical.nii.gz")
+    with pytest.warns(UserWarning, match="has no record"), pytest.raises(LeakError, match=r"canonical\.nii"):
+        RandomFromBank(bank, held_out=[tmp_path / "canonical.nii.gz"])
 
 
 def held_out_files(data: Path, *names: str) -> list[Path]:

@@ -1,6 +1,7 @@
 """The batch modules: each case as its parameters say, and nothing that a training loop notices."""
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffaug.errors import DiffaugError
+from diffaug.errors import DiffaugError, LabelError
 from diffaug.transforms.batch import BatchInpainting, BatchRepaint, BatchVariation
 from diffaug.transforms.case import Case
 from diffaug.transforms.operations import apply
@@ -76,6 +77,19 @@ def test_a_training_loop_does_not_see_it(tiny_generator_folder: Path) -> None:
         assert torch.equal(module.augment(image, label, affine), plain)
     torch.manual_seed(3)
     assert torch.equal(copy.deepcopy(module).augment(image, label, affine), plain)
+
+
+def test_evaluation_mode_changes_nothing_and_pickles_are_small(tiny_generator_folder: Path) -> None:
+    image, label, affine = make_batch()
+    module = BatchVariation(tiny_generator_folder, p=1)
+    module(image, label, affine)
+    assert len(pickle.dumps(module)) < 5000
+    assert torch.equal(module.eval()(image, label, affine), image)
+    assert module.last_params == [None] * 3
+    with pytest.raises(DiffaugError, match=r"affine must have shape \(4, 4\) or \(3, 4, 4\), got \(3, 3\)"):
+        module(image, label, np.eye(3))
+    with pytest.raises(LabelError, match="BatchRepaint deforms label maps: give them"):
+        BatchRepaint(tiny_generator_folder, p=0)(image, None, affine)
 
 
 def test_half_precision_keeps_its_dtype(tiny_generator_folder: Path) -> None:
