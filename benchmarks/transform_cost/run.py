@@ -29,7 +29,7 @@ from monai.transforms import Rand3DElasticd
 from diffaug.datasets.reading import Dataset, read_dataset
 from diffaug.datasets.training_scans import voxel_hash
 from diffaug.files import atomic_path, atomic_write_json, atomic_write_text
-from diffaug.transforms.bank import BankCase, BankSettings, case_file, salt_of
+from diffaug.transforms.bank import BankCase, BankSettings, case_file, salt_of, sample_hash
 from diffaug.transforms.bank_building import build_bank
 from diffaug.transforms.monai import RandFromBankd, RandVariationd
 from diffaug.transforms.operations import Variation
@@ -165,6 +165,7 @@ def make_bank(name: str, dataset: Dataset, work: Path) -> Path:
         files=[image.name],
         voxels=voxel_hash(voxels.astype(np.float32), salt_of(settings)),
         canonical="none",
+        sample=sample_hash([voxels], salt_of(settings)),
         shape=voxels.shape,
         affine=scan.affine.tolist(),
         parameters=[{}] * 8,

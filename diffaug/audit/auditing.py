@@ -83,7 +83,7 @@ class Options:
     Attributes:
         features: CSV with features of all cases, for a space of the user's own.
         network: name of a MONAI network, and its weights.
-        utility: whether segmenters are trained, which takes an hour.
+        utility: whether segmenters are trained, which takes minutes.
         steps: gradient steps of the encoder.
         device: such as "cpu" or "cuda".
         notes: sentences about the sets that the report repeats.

@@ -83,7 +83,7 @@ def audit(
     utility: Annotated[
         bool,
         typer.Option(
-            "--utility", help="Also train segmenters, on synthetic and on real cases (an hour or more)."
+            "--utility", help="Also train segmenters, on synthetic and on real cases (minutes more)."
         ),
     ] = False,
     device: Annotated[

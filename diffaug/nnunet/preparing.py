@@ -242,7 +242,7 @@ def _check_scan(case: BankCase, bank: Bank, images: Sequence[str], data: NDArray
     """Refuse a scan that the bank was not built for, and a reader that does more than turn nibabel's axes
     round: entries would lie elsewhere."""
     scan = read_scan([Path(file) for file in images]).image
-    bank.check(case, scan, images[0])
+    bank.check(case, [scan], images[0])
     own = _turned(scan)
     if own.shape != data.shape or not np.allclose(own, data, rtol=1e-4, atol=1e-4 * np.abs(data).max()):
         raise DiffaugError(

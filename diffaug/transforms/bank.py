@@ -10,7 +10,8 @@ the residual, their noise: it stays where the scans are.
 """
 
 import hashlib
-from functools import cache, cached_property
+from collections.abc import Sequence
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -31,6 +32,10 @@ CaseName = Annotated[str, StringConstraints(pattern=r"^[^/\\]+$")]
 
 SETTINGS = "bank.json"
 CASES = "cases"
+# Voxels of a channel by which an image is compared at every draw.
+SAMPLED = 4096
+# Files that stay mapped in a process: to open one takes half of a draw's time.
+MAPPED = 256
 
 
 class _Part(BaseModel):
@@ -69,7 +74,8 @@ class BankCase(_Part):
         name: in the dataset.
         patient: whom it shows.
         files: names of its image files, by which transforms find it.
-        voxels: salted hash of its decoded voxels, by which the scan is recognised; canonical: in RAS order.
+        voxels: salted hash of its decoded voxels, by which the scan is recognised; canonical: in RAS order;
+            sample: of some of them, which is quick to compare.
         shape: `(C, I, J, K)`; affine: `(4, 4)`, voxel to world, mm, RAS+.
         parameters: of each variation, see `diffaug.transforms.operations`.
     """
@@ -79,6 +85,7 @@ class BankCase(_Part):
     files: list[str]
     voxels: str
     canonical: str
+    sample: str
     shape: tuple[int, int, int, int]
     affine: list[list[float]]
     parameters: list[Parameters]
@@ -151,13 +158,17 @@ class Bank:
             )
         return self.cases[name]
 
-    def check(self, case: BankCase, image: NDArray[Any], name: str) -> None:
-        """Refuse voxels `(C, I, J, K)` that are not those which were varied.
+    def check(self, case: BankCase, images: Sequence[NDArray[Any]], name: str) -> None:
+        """Refuse images that are not those which were varied, by a sample of their voxels.
+
+        Args:
+            images: that together are the channels of the case, each `(c, I, J, K)`.
+            name: for the message.
 
         Raises:
             DiffaugError: they have been changed since they were read, or the file is another scan.
         """
-        if voxel_hash(np.asarray(image, dtype=np.float32), self.salt) != case.voxels:
+        if sample_hash(images, self.salt) != case.sample:
             raise DiffaugError(
                 f"{name} is not the scan of which {self.folder} holds variations ({case.name}): draw before "
                 "anything changes the image, its units or its label map; and if the file has changed, build "
@@ -173,12 +184,18 @@ class Bank:
     def _read(self, name: str, entry: int) -> Tensor:
         file = self.folder / CASES / name
         try:
-            return torch.from_numpy(np.array(np.load(file, mmap_mode="r", allow_pickle=False)[entry]))
+            return torch.from_numpy(np.array(_mapped(file)[entry]))
         except (OSError, ValueError, IndexError) as error:
             raise DiffaugError(
                 f"{file} cannot be read ({error}): remove it and its .json, and run the same `diffaug bank "
                 "build` again"
             ) from error
+
+
+@lru_cache(maxsize=MAPPED)
+def _mapped(file: Path) -> NDArray[Any]:
+    mapped: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    return mapped
 
 
 @cache
@@ -189,6 +206,17 @@ def _open(folder: str) -> Bank:
 def open_bank(folder: Path | str) -> Bank:
     """A bank by its folder; its records are read once per process."""
     return _open(str(Path(folder).absolute()))
+
+
+def sample_hash(images: Sequence[NDArray[Any]], salt: str) -> str:
+    """Salted hash of about 4096 voxels of each channel, evenly spread.
+
+    Of all voxels of 135 x 189 x 155 it would take 13 ms, and a draw 4 ms.
+    """
+    channels = [channel.reshape(-1) for image in images for channel in image]
+    # Odd, so that not all voxels lie in the same columns.
+    step = max(1, len(channels[0]) // SAMPLED) | 1
+    return voxel_hash(np.stack([channel[::step] for channel in channels]).astype(np.float32), salt)
 
 
 def salt_of(settings: BankSettings) -> str:

@@ -25,6 +25,7 @@ from diffaug.transforms.bank import (
     read_case,
     read_settings,
     salt_of,
+    sample_hash,
 )
 from diffaug.transforms.case import Case
 from diffaug.transforms.operations import Inpainting, Operation, Repaint, Variation, apply_to_cases
@@ -182,6 +183,7 @@ def _make(operation: Operation, case: CaseFiles, output: Path, settings: BankSet
         files=[file.name for file in case.images],
         voxels=voxel_hash(voxels, salt),
         canonical=voxel_hash(canonical_voxels(voxels, scan.affine), salt),
+        sample=sample_hash([scan.image], salt),
         shape=tuple(image.shape),
         affine=scan.affine.tolist(),
         parameters=parameters,

@@ -366,7 +366,7 @@ class RandFromBankd(RandomizableTransform, MapTransform, InvertibleTransform):
             raise VerbError(
                 f"{self.bank} holds {case.shape[0]} channels of {case.name}, {list(images)} are {sum(counts)}"
             )
-        bank.check(case, np.concatenate([i.as_tensor().cpu().numpy() for i in images.values()]), str(file))
+        bank.check(case, [image.as_tensor().cpu().numpy() for image in images.values()], str(file))
         if bank.moves_label:
             label_place = {str(self.label_key): _place(str(self.label_key), data[self.label_key])}
             check_one_grid(places | label_place, "ResampleToMatchd before")

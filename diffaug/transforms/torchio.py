@@ -431,7 +431,7 @@ class FromBank(Transform):
             f"{case.name} in {self.bank}": Place(case.shape[1:], np.array(case.affine)),
         }
         check_one_grid(places, "the bank's transform before all that move or resample the subject")
-        bank.check(case, np.concatenate([image.data.numpy() for image in images.values()]), str(file))
+        bank.check(case, [image.data.numpy() for image in images.values()], str(file))
         made = bank.draw(case, self.entry)
         if made.label is not None:
             label = self._choose_label(subject)
