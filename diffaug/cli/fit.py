@@ -26,6 +26,13 @@ class Preset(StrEnum):
     CHEST_LIDC = "chest-lidc"
 
 
+class Extent(StrEnum):
+    """What a generator makes."""
+
+    OBJECT = "object"
+    PATCH = "patch"
+
+
 class Axis(StrEnum):
     """Anatomical axes along which a mirrored case is still a plausible one, or none of them."""
 
@@ -127,6 +134,10 @@ def fit(
             show_default="the preset's, or none",
         ),
     ] = None,
+    extent: Annotated[
+        Extent | None,
+        typer.Option(help="One structure in its box, or patches of larger volumes.", show_default="object"),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name on the card.", show_default="the output folder's name")
     ] = None,
@@ -166,6 +177,7 @@ def fit(
         dry_run=dry_run,
         init=init,
         mirror_axes=_mirror_axes(mirror),
+        extent=extent.value if extent else None,
         seed=seed,
         device=device,
         audit=audit,

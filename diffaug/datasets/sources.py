@@ -224,7 +224,8 @@ def read_source(source: Source, generator: Generator, label_mapping: Mapping[int
     total = int(foreground.sum())
     if not total:
         raise DatasetError([f"{source.case.label} shows no structure: take the case out"])
-    box = covered_box(generator.grid, foreground, affine)
+    whole = ((0, foreground.shape[0]), (0, foreground.shape[1]), (0, foreground.shape[2]))
+    box = whole if generator.card.windowed else covered_box(generator.grid, foreground, affine)
     part = tuple(slice(start, stop) for start, stop in box)
     cut = total - int(foreground[part].sum())
     if cut > MOST_CUT * total:

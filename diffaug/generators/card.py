@@ -224,6 +224,11 @@ class Card(_Part):
             return next(iter(self.files.values()))
         return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def windowed(self) -> bool:
+        """Whether volumes of any size are worked on, by windows of the grid's shape."""
+        return self.extent == "patch" and isinstance(self.networks, JointFlowNetworks)
+
     def sampling(self, verb: str, steps: int | None, guidance: float | None, sampler: str | None) -> Sampling:
         """How a verb samples, with the defaults for what is None.
 

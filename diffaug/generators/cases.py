@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from diffaug.errors import DiffaugError, LabelError, VerbError
 from diffaug.generators.card import Card
-from diffaug.generators.grid import Box, Placement, Window, place
+from diffaug.generators.grid import Box, Placement, Window, covering_grid, place
 from diffaug.generators.intensity import IntensityMap, fit_intensity_map, typical_map
 from diffaug.generators.labels import Vocabulary
+from diffaug.generators.networks import JointFlowNetworks
 
 # A label with a larger share beyond the grid shows another structure than the generator's, or several. Less
 # is what an unusually large structure or stray voxels cost.
@@ -170,6 +171,8 @@ def place_case(
 ) -> Case:
     """Place a volume of spatial `shape` on the grid, and its label map `(1, I, J, K)` if there is one."""
     grid, vocabulary = card.to_grid(), Vocabulary(card.labels)
+    if card.windowed and isinstance(card.networks, JointFlowNetworks):
+        grid = covering_grid(grid, shape, affine, card.networks.downsampling, box)
     if label is None:
         return Case(place(grid, shape, affine, box=box))
     if not card.labels:

@@ -401,7 +401,9 @@ class Generator:
         units."""
         self._require("decode")
         expected = self.model.image_latent
-        if latent.shape[1:] != expected:
+        larger = self.card.windowed and latent.ndim == 5 and latent.shape[1] == expected[0]
+        fits = larger and all(n >= w for n, w in zip(latent.shape[2:], expected[1:], strict=True))
+        if latent.shape[1:] != expected and not fits:
             raise DiffaugError(
                 f"a latent must have shape (B, {', '.join(map(str, expected))}), got {tuple(latent.shape)}"
             )
@@ -452,7 +454,13 @@ class Generator:
     # -- networks, always in chunks of one size --------------------------------------------------------------
 
     def _on_grid(self, cases: list[Case]) -> Tensor:
-        return torch.cat([case.image for case in cases if case.image is not None]).to(self.device)
+        images = [case.image for case in cases if case.image is not None]
+        if len({image.shape for image in images}) > 1:
+            raise DiffaugError(
+                "the volumes of a batch cover differently many voxels of the generator's grid, as their "
+                "spacings or orientations differ: give them one by one"
+            )
+        return torch.cat(images).to(self.device)
 
     def _encode_images(self, cases: list[Case]) -> Tensor:
         return self._chunked(self.model.encode_image, self._on_grid(cases))[0]
@@ -500,7 +508,11 @@ class Generator:
         """Label latents of the cases, or tensors without channels where there is no label to condition on."""
         labels = [case.one_hot for case in cases if case.one_hot is not None]
         if not labels:
-            return torch.zeros(len(cases), 0, *self.model.image_latent[1:], device=self.device)
+            latent = self.model.image_latent[1:]
+            if self.card.windowed:
+                sides = zip(cases[0].placement.grid.shape, self.grid.shape, latent, strict=True)
+                latent = tuple(n * z // window for n, window, z in sides)
+            return torch.zeros(len(cases), 0, *latent, device=self.device)
         return self._chunked(self.model.encode_label, torch.cat(labels).to(self.device))[0]
 
     def _typical(self, latents: Tensor) -> Tensor:
@@ -527,6 +539,9 @@ class Generator:
         size = CPU_CHUNK
         if self.device.type != "cpu":
             size = max(1, min(GPU_CHUNK, GPU_VOXELS // prod(self.grid.shape)))
+            if self.card.windowed:
+                # Windows fill the device.
+                size = 1
         count = len(inputs[0])
         results = []
         for start in range(0, count, size):

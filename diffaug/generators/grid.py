@@ -5,7 +5,7 @@ a fraction of a turn: an oblique volume keeps its own axes, named by the nearest
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import EllipsisType
 from typing import Literal
 
@@ -281,6 +281,31 @@ def place(
         (offset[0], offset[1], offset[2]),
         (reoriented[0], reoriented[1], reoriented[2]),
     )
+
+
+def covering_grid(
+    grid: Grid,
+    shape: Sequence[int],
+    affine: NDArray[np.float64],
+    multiple: Sequence[int],
+    box: Box | None = None,
+) -> Grid:
+    """A grid of the same orientation and spacing that covers a volume, or a box in it, and is no smaller.
+
+    Args:
+        shape, affine, box: as for `place`.
+        multiple: of which the sides are multiples.
+    """
+    source = nib.orientations.io_orientation(affine)
+    target = nib.orientations.axcodes2ornt(grid.orientation)
+    axes = np.argsort(nib.orientations.ornt_transform(source, target)[:, 0])
+    spacing = nib.affines.voxel_sizes(affine)
+    sides = []
+    for n, axis in enumerate(int(a) for a in axes):
+        size = shape[axis] if box is None else box[axis][1] - box[axis][0]
+        wanted = int(np.ceil(size * float(spacing[axis]) / grid.spacing[n] - 1e-3))
+        sides.append(max(grid.shape[n], -(-wanted // multiple[n]) * multiple[n]))
+    return replace(grid, shape=(sides[0], sides[1], sides[2]))
 
 
 def _bounds(shape: Sequence[int], foreground: Tensor | None, box: Box | None) -> Box | None:

@@ -3,6 +3,7 @@
 Latents of image and label are `(B, Z, i, j, k)`, axes as the grid's.
 """
 
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -16,6 +17,10 @@ from diffaug.generators.model import Model, Sampling, latent_mask
 from diffaug.generators.networks import JointFlowNetworks
 from diffaug.generators.samplers import SAMPLERS, Projection, Velocity, add_noise, keep_outside, noise_levels
 from diffaug.generators.seeds import CaseNoise
+from diffaug.generators.windows import Shape3, over_windows
+
+# Windows in one batch on a GPU.
+GPU_WINDOWS = 8
 
 
 class JointFlow(Model):
@@ -38,33 +43,53 @@ class JointFlow(Model):
         config = self.denoiser.config
         return config.image_channels, *config.latent_shape
 
-    # -- autoencoders ----------------------------------------------------------------------------------------
+    # -- autoencoders: in windows where a volume is larger than the networks' --------------------------------
 
     def encode_image(self, image: Tensor) -> Tensor:
-        with self._autocast(image):
-            return self.image.encode(image).float()
+        return self._encode(self.image, image)
 
     def decode_image(self, latent: Tensor) -> Tensor:
-        with self._autocast(latent):
-            return self.image.decode(latent).float()
+        return self._decode(self.image, latent)
 
     def encode_label(self, one_hot: Tensor) -> Tensor:
         if self.label is None:
-            return super().encode_label(one_hot)
-        with self._autocast(one_hot):
-            return self.label.encode(one_hot).float()
+            shape = [n // d for n, d in zip(one_hot.shape[2:], self._downsampling, strict=True)]
+            return one_hot.new_zeros(len(one_hot), 0, *shape)
+        return self._encode(self.label, one_hot)
 
     def decode_label(self, latent: Tensor) -> Tensor:
         if self.label is None:
             raise CardError("this generator knows no labels")
+        return self._decode(self.label, latent)
+
+    def _encode(self, network: Autoencoder, volume: Tensor) -> Tensor:
+        scale = self._downsampling, (1, 1, 1)
+        with self._autocast(volume):
+            return self._over_windows(lambda x: network.encode(x).float(), [volume], scale)[0]
+
+    def _decode(self, network: Autoencoder, latent: Tensor) -> Tensor:
+        scale = (1, 1, 1), self._downsampling
         with self._autocast(latent):
-            return self.label.decode(latent).float()
+            return self._over_windows(lambda z: network.decode(z).float(), [latent], scale)[0]
+
+    @property
+    def _downsampling(self) -> Shape3:
+        return self.image.config.downsampling
+
+    def _over_windows(
+        self,
+        function: Callable[..., Tensor | tuple[Tensor, ...]],
+        volumes: Sequence[Tensor],
+        scale: tuple[Shape3, Shape3] = ((1, 1, 1), (1, 1, 1)),
+    ) -> tuple[Tensor, ...]:
+        at_once = 1 if volumes[0].device.type == "cpu" else GPU_WINDOWS
+        return over_windows(function, volumes, self.denoiser.config.latent_shape, scale, at_once=at_once)
 
     # -- trajectories ----------------------------------------------------------------------------------------
 
     def sample(self, noise: CaseNoise, sampling: Sampling) -> tuple[Tensor, Tensor]:
         """Both latents from noise, at equal levels."""
-        image_noise, label_noise = self._draw(noise)
+        image_noise, label_noise = self._draw(noise, self.denoiser.config.latent_shape)
         channels = image_noise.shape[1]
 
         def velocity(x: Tensor, level: float) -> Tensor:
@@ -80,26 +105,26 @@ class JointFlow(Model):
         return x[:, :channels], x[:, channels:]
 
     def paint(self, condition: Tensor, noise: CaseNoise, sampling: Sampling) -> Tensor:
-        image_noise, label_noise = self._draw(noise)
+        image_noise, label_noise = self._draw(noise, condition.shape[2:])
         return self._make(image_noise, image_noise, 1.0, condition, label_noise, sampling)
 
     def vary(
         self, clean: Tensor, strength: float, condition: Tensor, noise: CaseNoise, sampling: Sampling
     ) -> Tensor:
-        image_noise, label_noise = self._draw(noise)
+        image_noise, label_noise = self._draw(noise, clean.shape[2:])
         return self._make(clean, image_noise, strength, condition, label_noise, sampling)
 
     def inpaint(
         self, image: Tensor, mask: Tensor, condition: Tensor, noise: CaseNoise, sampling: Sampling
     ) -> Tensor:
         """Outside the mask the trajectory follows the noised latent of the image."""
-        image_noise, label_noise = self._draw(noise)
         clean = self.encode_image(image)
+        image_noise, label_noise = self._draw(noise, clean.shape[2:])
         project = keep_outside(clean, image_noise, latent_mask(mask, self.image.config.downsampling))
         return self._make(clean, image_noise, 1.0, condition, label_noise, sampling, project)
 
     def segment(self, latent: Tensor, noise: CaseNoise, sampling: Sampling) -> Tensor:
-        _, label_noise = self._draw(noise)
+        _, label_noise = self._draw(noise, latent.shape[2:])
 
         def velocity(x: Tensor, level: float) -> Tensor:
             return self._velocities(latent, x, 0.0, level)[1]
@@ -160,10 +185,10 @@ class JointFlow(Model):
         conditioned, free = zip(*(v.chunk(2) for v in velocities), strict=True)
         return conditioned, free
 
-    def _draw(self, noise: CaseNoise) -> tuple[Tensor, Tensor]:
-        """Noise of the image latent and of the label latent."""
+    def _draw(self, noise: CaseNoise, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Noise of the image latent and of the label latent, one lattice for all windows."""
         config = self.denoiser.config
-        both = noise.draw((config.image_channels + config.label_channels, *config.latent_shape))
+        both = noise.draw((config.image_channels + config.label_channels, *shape))
         return both[:, : config.image_channels], both[:, config.image_channels :]
 
     def _velocities(
@@ -171,7 +196,14 @@ class JointFlow(Model):
     ) -> tuple[Tensor, Tensor]:
         levels = image.new_full((2, len(image)), image_level)
         levels[1] = label_level
-        return self.denoiser(image, label, levels[0], levels[1])
+
+        def velocities(image: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+            # Windows beside each other in a batch have the levels of their cases.
+            repeated = levels.repeat(1, len(image) // levels.shape[1])
+            return self.denoiser(image, label, repeated[0], repeated[1])
+
+        image_velocity, label_velocity = self._over_windows(velocities, [image, label])
+        return image_velocity, label_velocity
 
     def _autocast(self, like: Tensor) -> torch.autocast:
         kind = like.device.type

@@ -47,6 +47,11 @@ class JointFlowNetworks(BaseModel):
         return self.image_autoencoder.channels
 
     @property
+    def downsampling(self) -> tuple[int, int, int]:
+        """Voxels for each point of the latent, on each axis."""
+        return self.image_autoencoder.downsampling
+
+    @property
     def classes(self) -> int:
         """Labels with the background; 0 for none."""
         return self.label_autoencoder.channels if self.label_autoencoder else 0

@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from diffaug.datasets.volumes import CaseFiles, load_case
 from diffaug.errors import DiffaugError
 from diffaug.files import atomic_paths
-from diffaug.generators.grid import Grid, place
+from diffaug.generators.grid import Box, Grid, place
 from diffaug.generators.intensity import fit_intensity_map
 from diffaug.generators.labels import Vocabulary
+from diffaug.generators.seeds import case_seed
 from diffaug.progress import Progress
 from diffaug.training.plan import PlanBase
 
+# Places of patches in all training cases together, and in each validation case.
+PLACES, VALIDATION_PLACES = 512, 4
 # Cases that an evaluation during training takes at most: it runs the denoiser a hundred times for them.
 EVALUATED = 20
 
@@ -58,7 +61,10 @@ class Canvases:
 
 def check_extents(plan: PlanBase, cases: Sequence[CaseFiles]) -> None:
     """Raise a DiffaugError that names every case without a label map whose scan is so much larger than the
-    plan's grid that the place of the grid in it would have to be said. Reads headers only."""
+    plan's grid that the place of the grid in it would have to be said. Reads headers only. A generator of
+    patches takes them from anywhere."""
+    if plan.extent == "patch":
+        return
     grid, found = canvas_grid(plan), []
     for case in cases:
         if case.label is None:
@@ -74,13 +80,25 @@ def check_extents(plan: PlanBase, cases: Sequence[CaseFiles]) -> None:
         )
 
 
-def make_canvases(plan: PlanBase, cases: tuple[CaseFiles, ...], folder: Path, progress: Progress) -> Canvases:
-    """Bring all cases onto the plan's grid plus margin and keep them under `folder`; reuse what is there."""
-    names = tuple(c.name for c in cases)
+def make_canvases(
+    plan: PlanBase,
+    cases: tuple[CaseFiles, ...],
+    folder: Path,
+    progress: Progress,
+    *,
+    places: int | None = None,
+) -> Canvases:
+    """Bring all cases onto the plan's grid plus margin and keep them under `folder`; reuse what is there.
+
+    Args:
+        places: of each case, for a generator of patches; default: `places_per_case`.
+    """
+    each = 1 if plan.extent == "object" else places or places_per_case(len(cases))
+    names = tuple(c.name for c in cases for _ in range(each))
     files = {part: folder / f"{part}.npy" for part in ("images", "labels", "labelled")}
     if not all(file.exists() for file in files.values()):
         with atomic_paths(list(files.values())) as temporaries:
-            _write_canvases(plan, cases, temporaries, progress)
+            _write_canvases(plan, cases, each, temporaries, progress)
     return Canvases(
         np.load(files["images"], mmap_mode="r"),
         np.load(files["labels"], mmap_mode="r"),
@@ -90,35 +108,54 @@ def make_canvases(plan: PlanBase, cases: tuple[CaseFiles, ...], folder: Path, pr
 
 
 def _write_canvases(
-    plan: PlanBase, cases: tuple[CaseFiles, ...], paths: list[Path], progress: Progress
+    plan: PlanBase, cases: tuple[CaseFiles, ...], each: int, paths: list[Path], progress: Progress
 ) -> None:
     """Fill the files of images, labels and of who has a label, a case at a time: they may be larger than
-    memory."""
+    memory. Of a generator of patches each case gives several canvases, one for each of its places."""
     grid, vocabulary = canvas_grid(plan), Vocabulary(plan.labels)
-    shape = len(cases), len(plan.channels), *grid.shape
+    count = each * len(cases)
+    shape = count, len(plan.channels), *grid.shape
     images = open_memmap(paths[0], mode="w+", dtype=np.float16, shape=shape)
-    labels = open_memmap(paths[1], mode="w+", dtype=np.uint8, shape=(len(cases), *grid.shape))
-    labelled = np.zeros(len(cases), bool)
+    labels = open_memmap(paths[1], mode="w+", dtype=np.uint8, shape=(count, *grid.shape))
+    labelled = np.zeros(count, bool)
     with progress.task("reading cases", total=len(cases)) as task:
         for n, case in enumerate(cases):
             loaded = load_case(case)
             image = torch.from_numpy(loaded.image)
             label = None if loaded.label is None else torch.from_numpy(loaded.label)
             foreground = None if label is None else label[0] > 0
-            try:
-                placement = place(grid, image.shape[1:], loaded.affine, foreground=foreground)
-            except DiffaugError as error:
-                raise DiffaugError(f"{case.images[0]}: {error}") from error
             normalised = fit_intensity_map(image, plan.intensity).normalise(image)
-            images[n] = placement.image_to_grid(normalised[None])[0].numpy()
+            one_hot = None
             if label is not None and plan.labels:
                 one_hot = vocabulary.one_hot(label[None])
-                labels[n] = placement.label_to_grid(one_hot)[0].argmax(dim=0).numpy()
-                labelled[n] = True
+            for row in range(each * n, each * (n + 1)):
+                box = None
+                if plan.extent == "patch":
+                    box = patch_box(image.shape[1:], case_seed(plan.seed, row))
+                try:
+                    placement = place(grid, image.shape[1:], loaded.affine, foreground=foreground, box=box)
+                except DiffaugError as error:
+                    raise DiffaugError(f"{case.images[0]}: {error}") from error
+                images[row] = placement.image_to_grid(normalised[None])[0].numpy()
+                if one_hot is not None:
+                    labels[row] = placement.label_to_grid(one_hot)[0].argmax(dim=0).numpy()
+                    labelled[row] = True
             task.advance()
     images.flush()
     labels.flush()
     np.save(paths[2], labelled)
+
+
+def places_per_case(cases: int) -> int:
+    """Places of each case that a generator of patches is trained on: 512 of all cases, 4 to 64 of each."""
+    return max(4, min(64, -(-PLACES // max(cases, 1))))
+
+
+def patch_box(shape: Sequence[int], seed: int) -> Box:
+    """A voxel of a volume, around which a patch is taken."""
+    rng = np.random.default_rng(seed)
+    i, j, k = (int(rng.integers(n)) for n in shape)
+    return (i, i + 1), (j, j + 1), (k, k + 1)
 
 
 def canvas_grid(plan: PlanBase) -> Grid:

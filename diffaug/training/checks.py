@@ -65,6 +65,7 @@ def check_options(settled: Plan, **given: Any) -> None:
         "mirror_axes": settled.augmentation.mirror_axes,
         "seed": settled.seed,
         "budget": settled.budget,
+        "extent": settled.extent,
     }
     if wrong := {key: value for key, value in given.items() if value is not None and value != own[key]}:
         lines = [f"  {key}: {own[key]!r} in the plan, {value!r} given" for key, value in wrong.items()]

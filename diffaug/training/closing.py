@@ -23,6 +23,12 @@ def closing_audit(
     Samples, report and everything else that shows or holds scans go to `private`. Where there are too few
     patients it says so, and the card stays without an audit.
     """
+    if Generator.load(output).card.extent == "patch":
+        progress.note(
+            "No audit: samples of a generator of patches cannot be compared with whole scans. Look at what "
+            "it makes before you share it."
+        )
+        return
     names = {case.name for case in subsets.train}
     known = None if dataset.split is None else {name for part in dataset.split.values() for name in part}
     held_out = [

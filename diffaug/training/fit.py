@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,7 +19,7 @@ from diffaug.generators.generator import Generator
 from diffaug.generators.networks import VERBS
 from diffaug.progress import Progress
 from diffaug.training.architectures import CITATIONS, Plan, make_plan, read_plan, train
-from diffaug.training.cases import Canvases, check_extents, make_canvases
+from diffaug.training.cases import VALIDATION_PLACES, Canvases, check_extents, make_canvases
 from diffaug.training.checks import (
     check_options,
     check_perceptual,
@@ -71,6 +71,7 @@ def fit_generator(
     dry_run: bool = False,
     init: Path | str | None = None,
     mirror_axes: tuple[int, ...] | None = None,
+    extent: Literal["object", "patch"] | None = None,
     seed: int | None = None,
     device: str | None = None,
     audit: bool = True,
@@ -96,6 +97,9 @@ def fit_generator(
         name, mirror_axes, seed: given beside a plan that says otherwise they are an error. Default: the
             output folder's name, the preset's or none, and 0. mirror_axes are grid axes (0 left-right, 1
             posterior-anterior, 2 inferior-superior) along which a mirrored case is still a plausible one.
+        extent: "object" (default) for a generator that makes one structure in its box, or "patch" for one
+            that makes texture anywhere, in windows that share their noise: for volumes too large for one
+            grid.
         audit: whether to end with an audit of 100 samples (about ten minutes on two cores for the
             hippocampus), where at least eight training and eight held-out patients are there.
         device: "cpu" keeps a GPU out of it; otherwise accelerate's choice (the GPU where there is one).
@@ -131,6 +135,7 @@ def fit_generator(
             mirror_axes=mirror_axes,
             seed=seed,
             budget=budget,
+            extent=extent,
         )
     subsets = split_cases(dataset, settled.seed if settled else seed or 0)
     with progress.task("checking cases", total=len(dataset.cases)) as task:
@@ -152,6 +157,7 @@ def fit_generator(
                 init=start,
                 preset=preset,
                 perceptual=hashes,
+                extent=extent or "object",
             )
             with progress.console.status("timing training steps"):
                 planned = make_plan(architecture or DEFAULT_ARCHITECTURE, request, accelerator)
@@ -194,7 +200,9 @@ def fit_generator(
     def read_cases() -> tuple[Canvases, Canvases]:
         return (
             make_canvases(settled, subsets.train, private / "training", progress),
-            make_canvases(settled, subsets.validation, private / "validation", progress),
+            make_canvases(
+                settled, subsets.validation, private / "validation", progress, places=VALIDATION_PLACES
+            ),
         )
 
     def begin() -> None:

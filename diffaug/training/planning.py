@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import psutil
 import torch
@@ -14,6 +15,9 @@ from diffaug.generators.generator import Generator
 from diffaug.generators.intensity import IntensityConvention
 from diffaug.training.fingerprint import ORIENTATION, Fingerprint
 from diffaug.training.plan import GridPlan
+
+# Voxels along each side of a patch.
+PATCH = 48
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Request:
         init: the generator to start from: its grid, intensity convention and networks are kept.
         perceptual: SHA-256 of the files with a perceptual loss's weights, where the architecture has one.
         mirror_axes: grid axes that are mirrored; None for the preset's, or none.
+        extent: whether the generator makes one structure, or patches of larger volumes.
         preset: name of a recipe that fixes grid, intensity and networks, where the architecture has some.
     """
 
@@ -39,19 +44,26 @@ class Request:
     init: Generator | None = None
     preset: str | None = None
     perceptual: tuple[str, ...] = ()
+    extent: Literal["object", "patch"] = "object"
 
 
 def plan_grid(
-    fingerprint: Fingerprint, multiple: tuple[int, ...], spacing: Sequence[float] | None = None
+    fingerprint: Fingerprint,
+    multiple: tuple[int, ...],
+    spacing: Sequence[float] | None = None,
+    extent: Literal["object", "patch"] = "object",
 ) -> GridPlan:
     """Median spacing, or the one given (mm); a shape that holds every label with 2 voxels around it, and of
-    the image around it as much as half the labels' size again, rounded up to the networks' `multiple`."""
+    the image around it as much as half the labels' size again, rounded up to the networks' `multiple`. For
+    patches a window of 48 voxels a side, or of the median scan's where that is less."""
     median = fingerprint.spacing_median
     spacing = [round(s, 4) for s in (spacing or median)]
     shape = []
     for axis in range(3):
         wanted = fingerprint.shape_median[axis] * (median[axis] / spacing[axis])
-        if fingerprint.label_box_largest_mm is not None:
+        if extent == "patch":
+            wanted = min(wanted, PATCH)
+        elif fingerprint.label_box_largest_mm is not None:
             box = fingerprint.label_box_largest_mm[axis] / spacing[axis]
             wanted = max(box + 4, min(wanted, 1.5 * box))
         shape.append(math.ceil(wanted / multiple[axis]) * multiple[axis])

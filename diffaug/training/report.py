@@ -12,6 +12,7 @@ from diffaug.datasets.volumes import CaseFiles, load_case
 from diffaug.figures import montage
 from diffaug.files import atomic_path
 from diffaug.generators.generator import Generator
+from diffaug.generators.grid import place
 from diffaug.progress import Progress
 from diffaug.training.loop import History
 from diffaug.training.trained import Trained
@@ -52,6 +53,8 @@ def validation_report(
             loaded = load_case(case)
             image = torch.from_numpy(loaded.image)[None]
             label = None if loaded.label is None else torch.from_numpy(loaded.label)[None]
+            if generator.card.extent == "patch":
+                image, label = _middle(generator, image, label, loaded.affine)
             box = _label_box(label)
             if label is not None and generator.knows_labels and not bool(label.any()):
                 task.advance()
@@ -126,6 +129,17 @@ def draw_curves(histories: dict[str, History], path: Path) -> None:
         figure.savefig(temporary, dpi=120)
 
 
+def _middle(
+    generator: Generator, image: Tensor, label: Tensor | None, affine: np.ndarray
+) -> tuple[Tensor, Tensor | None]:
+    """The middle of a volume, as large as one patch."""
+    i, j, k = ((n // 2, n // 2 + 1) for n in image.shape[2:])
+    placement = place(generator.grid, image.shape[2:], affine, box=(i, j, k))
+    window = placement.window()
+    image = placement.restore(placement.take(image, window))
+    return image, None if label is None else placement.restore(placement.take(label, window))
+
+
 def _dice(found: Tensor, truth: Tensor) -> float:
     """Mean Dice over the labels present in `truth`."""
     values = [int(v) for v in torch.unique(truth) if v != 0]
@@ -146,8 +160,6 @@ def _label_box(label: Tensor | None) -> Any:
 
 def _covered(generator: Generator, image: Tensor, affine: np.ndarray) -> bool:
     """Whether the grid covers the whole volume, so that a plain decode of all of it exists."""
-    from diffaug.generators.grid import place
-
     try:
         placement = place(generator.grid, image.shape[2:], affine)
     except ValueError:

@@ -13,9 +13,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from diffaug.datasets.reading import read_dataset
+from diffaug.datasets.volumes import load_case
 from diffaug.errors import DatasetError, DiffaugError
 from diffaug.generators.generator import Generator
 from diffaug.progress import Progress
@@ -313,3 +315,69 @@ def test_unlabelled_scans_of_two_channels_make_a_generator_without_labels(tmp_pa
     assert generator.verbs.isdisjoint({"paint", "segment"})
     assert generator.card.channels == list(dataset.channels)
     assert generator.sample(1, steps=1).image.shape == (1, 2, *plan.grid.shape)
+
+
+# -------- patches of larger volumes
+
+
+@pytest.fixture(scope="module")
+def large_blobs(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The blobs, each voxel three times on every axis: volumes of several windows, partly without labels."""
+    folder = tmp_path_factory.mktemp("large") / "blobs"
+    shutil.copytree(blobs, folder)
+    for file in sorted(folder.glob("*Tr/*.nii.gz")):
+        scan = nib.load(file)
+        larger = np.asarray(scan.dataobj).repeat(3, 0).repeat(3, 1).repeat(3, 2)
+        nib.save(nib.Nifti1Image(larger, scan.affine), file)
+    (folder / "labelsTr" / "blob_1.nii.gz").unlink()
+    return folder
+
+
+def test_fit_of_patches(large_blobs: Path, tmp_path: Path) -> None:
+    plan = blob_plan(steps=4).model_copy(update={"extent": "patch", "name": "patches"})
+    file = tmp_path / "plan.json"
+    file.write_text(plan.model_dump_json())
+    description = json.loads((large_blobs / "dataset.json").read_text())
+    for case in description["training"]:
+        if "blob_1" in case["label"]:
+            del case["label"]
+    (large_blobs / "dataset.json").write_text(json.dumps(description))
+    output = tmp_path / "patches"
+    generator = fit_generator(read_dataset(large_blobs), output, plan=file, progress=QUIET)
+    assert isinstance(generator, Generator)
+    assert generator.card.extent == "patch"
+    assert generator.card.windowed
+    assert generator.card.audit is None
+    canvases = np.load(output / "private" / "training" / "images.npy", mmap_mode="r")
+    labelled = np.load(output / "private" / "training" / "labelled.npy")
+    assert canvases.shape == (5 * 64, 1, 24, 32, 24)
+    assert labelled.sum() in (4 * 64, 5 * 64)
+    # Patches come from all over the volumes, not from their middles.
+    assert len({bytes(np.asarray(row)) for row in canvases[:64]}) > 40
+    case = next(case for case in read_dataset(large_blobs).cases if case.label is not None)
+    loaded = load_case(case)
+    image, label = (torch.from_numpy(part)[None] for part in (loaded.image, loaded.label))
+    varied = generator.vary(image, label, loaded.affine, strength=0.5, steps=1)
+    assert varied.shape == image.shape
+    assert not torch.equal(varied, image)
+    again = fit_generator(read_dataset(large_blobs), output, progress=QUIET)
+    assert again.weights_hash == generator.weights_hash
+
+
+def test_patches_are_planned_as_windows(large_blobs: Path, tmp_path: Path) -> None:
+    plan = fit_generator(
+        read_dataset(large_blobs), tmp_path / "x", extent="patch", budget=3600, dry_run=True, progress=QUIET
+    )
+    assert plan.extent == "patch"
+    assert all(n <= 48 for n in plan.grid.shape)
+    assert plan.denoiser_training.rounds * 5 * 64 <= 2 * 9216
+    with pytest.raises(DiffaugError, match="generators of patches are joint-flow's"):
+        fit_generator(
+            read_dataset(large_blobs),
+            tmp_path / "y",
+            extent="patch",
+            architecture="medical-diffusion",
+            budget=3600,
+            dry_run=True,
+            progress=QUIET,
+        )

@@ -11,6 +11,7 @@ from diffaug.generators.card import Card
 from diffaug.generators.denoiser import DenoiserConfig, JointDenoiser
 from diffaug.generators.networks import JointFlowNetworks
 from diffaug.training.augmentation import AugmentationConfig
+from diffaug.training.cases import places_per_case
 from diffaug.training.joint_flow.autoencoder import Autoencoders, image_loss, label_loss
 from diffaug.training.joint_flow.plan import AutoencoderTraining, DenoiserTraining, JointFlowPlan
 from diffaug.training.plan import GridPlan
@@ -65,13 +66,19 @@ def make_plan(request: Request, accelerator: Accelerator) -> JointFlowPlan:
         spacing = fingerprint.spacing_median
         downsampling = plan_downsampling(spacing)
         patch = (2, 2, 2)
-        grid = plan_grid(fingerprint, tuple(d * p for d, p in zip(downsampling, patch, strict=True)))
+        grid = plan_grid(
+            fingerprint, tuple(d * p for d, p in zip(downsampling, patch, strict=True)), extent=request.extent
+        )
         while (
             math.prod(n // (d * p) for n, d, p in zip(grid.shape, downsampling, patch, strict=True))
             > MOST_TOKENS
         ):
             downsampling = tuple(2 * d for d in downsampling)
-            grid = plan_grid(fingerprint, tuple(d * p for d, p in zip(downsampling, patch, strict=True)))
+            grid = plan_grid(
+                fingerprint,
+                tuple(d * p for d, p in zip(downsampling, patch, strict=True)),
+                extent=request.extent,
+            )
         image, label = plan_autoencoders(downsampling, len(channels), len(labels))
         denoiser = DenoiserConfig(
             image_channels=image.latent_channels,
@@ -83,9 +90,12 @@ def make_plan(request: Request, accelerator: Accelerator) -> JointFlowPlan:
     affordable = int(0.4 * available_memory(accelerator) / (voxels * BYTES_PER_VOXEL))
     processes = accelerator.num_processes
     batch = shared_evenly(AUTOENCODER_BATCH, affordable, processes)
+    extent = request.extent if init is None else init.card.extent
+    canvases = fingerprint.cases * (places_per_case(fingerprint.cases) if extent == "patch" else 1)
     draft = JointFlowPlan(
         name=request.name,
         grid=grid,
+        extent=extent,
         channels=list(channels),
         labels=labels,
         intensity=intensity,
@@ -104,9 +114,9 @@ def make_plan(request: Request, accelerator: Accelerator) -> JointFlowPlan:
     autoencoder_seconds, denoiser_seconds = time_steps(draft, accelerator)
     autoencoder_steps = int(AUTOENCODER_SHARE * budget / autoencoder_seconds)
     denoiser_steps = int(DENOISER_SHARE * budget / denoiser_seconds)
-    round_seconds = fingerprint.cases * ENCODING_COST * autoencoder_seconds / (batch // processes)
+    round_seconds = canvases * ENCODING_COST * autoencoder_seconds / (batch // processes)
     affordable = int(CACHE_SHARE * budget / round_seconds)
-    rounds = max(1, min(affordable, 64, math.ceil(CACHED_LATENTS / fingerprint.cases)))
+    rounds = max(1, min(affordable, 64, math.ceil(CACHED_LATENTS / canvases)))
     if min(autoencoder_steps, denoiser_steps) < 1:
         raise too_small(request, accelerator, autoencoders=autoencoder_seconds, denoiser=denoiser_seconds)
     return draft.model_copy(

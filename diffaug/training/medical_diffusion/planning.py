@@ -70,6 +70,8 @@ def make_plan(request: Request, accelerator: Accelerator) -> MedicalDiffusionPla
             beside a generator to start from.
     """
     fingerprint, channels, init = request.fingerprint, request.channels, request.init
+    if request.extent == "patch":
+        raise DiffaugError("generators of patches are joint-flow's: leave --extent or --architecture out")
     preset = None if request.preset is None else find_preset(request.preset)
     augmentation = AugmentationConfig()
     processes, memory = accelerator.num_processes, available_memory(accelerator)

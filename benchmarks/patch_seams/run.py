@@ -1,0 +1,127 @@
+"""Are there seams where the windows of a patch generator meet?
+
+python benchmarks/patch_seams/run.py --generator FOLDER --data SCANS
+
+A fetal atlas is varied as a whole, and once in pieces of one window each. The change of the image is compared
+across the faces of windows and across the planes around them: a ratio of 1 is no seam.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from diffaug.datasets.reading import read_dataset
+from diffaug.datasets.volumes import load_case
+from diffaug.files import atomic_path, atomic_write_json
+from diffaug.generators.generator import Generator
+from diffaug.generators.intensity import fit_intensity_map
+from diffaug.generators.windows import window_starts
+from diffaug.progress import Progress
+
+HERE = Path(__file__).parent
+STRENGTHS = (0.5, 0.9)
+# Planes on each side of a face that it is compared with.
+AROUND = 5
+
+
+def main() -> None:
+    """Vary, measure the faces, and draw."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--generator", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=os.environ.get("DIFFAUG_DATA"))
+    parser.add_argument("--case", default="fetal_SB_atlas_GA28_operated")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+    progress = Progress()
+    generator = Generator.load(options.generator)
+    dataset = read_dataset(options.data / "FetalAtlas_SB")
+    loaded = load_case(next(case for case in dataset.cases if case.name == options.case))
+    assert loaded.label is not None
+    image, label = (torch.from_numpy(part)[None] for part in (loaded.image, loaded.label))
+    found, shown = [], {"original": loaded.image[0]}
+    for strength in STRENGTHS:
+        whole = generator.vary(image, label, loaded.affine, strength=strength, seed=1)
+        pieces = in_pieces(generator, image, label, loaded.affine, strength, progress)
+        for how, varied in (("windows that share their noise", whole), ("pieces", pieces)):
+            change = (varied - image)[0, 0].numpy()
+            measured = faces(generator, image, loaded.affine, change)
+            found.append({"strength": strength, "how": how, "axes": measured})
+            shown[f"{how}, {strength}"] = varied[0, 0].numpy()
+            progress.note(str(found[-1]))
+    atomic_write_json(options.results / "seams.json", {"case": options.case, "found": found})
+    draw(shown, options.results / "seams.png")
+
+
+def in_pieces(
+    generator: Generator,
+    image: torch.Tensor,
+    label: torch.Tensor,
+    affine: NDArray[np.float64],
+    strength: float,
+    progress: Progress,
+) -> torch.Tensor:
+    """Varied piece by piece: each window by itself, with noise of its own, side by side."""
+    out = image.clone()
+    sides = list(generator.grid.shape)
+    corners = [
+        (i, j, k)
+        for i in range(0, image.shape[2], sides[0])
+        for j in range(0, image.shape[3], sides[1])
+        for k in range(0, image.shape[4], sides[2])
+    ]
+    maps = [fit_intensity_map(image[0], generator.card.intensity)]
+    with progress.task("pieces", total=len(corners)) as task:
+        for number, corner in enumerate(corners):
+            part = (..., *(slice(c, c + s) for c, s in zip(corner, sides, strict=True)))
+            how = {"strength": strength, "seed": [number], "intensity": maps, "unlike": "ignore"}
+            out[part] = generator.vary(image[part], label[part], affine, **how)
+            task.advance()
+    return out
+
+
+def faces(
+    generator: Generator, image: torch.Tensor, affine: NDArray[np.float64], change: NDArray[np.float32]
+) -> list[dict[str, float]]:
+    """For each axis of the volume, how much more the change varies across faces of windows than around them.
+
+    Faces are those of both ways: of overlapping windows, and of pieces.
+    """
+    placement = generator.placement(image.shape[2:], affine)
+    found = []
+    for n, axis in enumerate(placement.axes):
+        own, factor = generator.grid.shape[n], generator.card.networks.downsampling[n]
+        lattice, window = placement.grid.shape[n] // factor, own // factor
+        planes = set(range(own, change.shape[axis], own))
+        for start in window_starts(lattice, window):
+            for face in (start, start + window):
+                planes.add(round(placement.offset[n] + face * factor * placement.ratio[n]))
+        steps = np.abs(np.diff(change, axis=axis)).mean(axis=tuple(a for a in range(3) if a != axis))
+        ratios = []
+        for plane in sorted(planes):
+            if AROUND < plane < len(steps) - AROUND:
+                around = [steps[plane - 1 + d] for d in range(-AROUND, AROUND + 1) if d != 0]
+                ratios.append(float(steps[plane - 1] / np.mean(around)))
+        found.append({"faces": len(ratios), "mean": float(np.mean(ratios)), "largest": max(ratios)})
+    return found
+
+
+def draw(volumes: dict[str, NDArray[np.float32]], path: Path) -> None:
+    """The middle slice of each volume along its last axis."""
+    figure = Figure(figsize=(3 * len(volumes), 3.6), layout="constrained")
+    for axes, (title, volume) in zip(figure.subplots(1, len(volumes)), volumes.items(), strict=True):
+        axes.imshow(volume[:, :, volume.shape[2] // 2].T, cmap="gray", origin="lower")
+        axes.set_title(title, fontsize=8)
+        axes.axis("off")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
