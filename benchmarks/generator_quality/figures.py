@@ -237,7 +237,8 @@ def operations(bench: Bench) -> list[Cell]:
     found: dict[str, Operation] = {
         f"inpainting-{region}": Inpainting(bench.generator, region) for region in get_args(Shape)
     }
-    found |= {f"repaint-{mm}mm": Repaint(bench.generator, mm) for mm in AMPLITUDES}
+    if bench.generator.card.label_volumes:
+        found |= {f"repaint-{mm}mm": Repaint(bench.generator, mm) for mm in AMPLITUDES}
     return [Cell(f"operations/{name}", of(operation)) for name, operation in found.items()]
 
 

@@ -25,8 +25,9 @@ from diffaug.progress import Progress
 
 HERE = Path(__file__).parent
 STRENGTHS = (0.5, 0.9)
-# Planes on each side of a face that it is compared with.
-AROUND = 5
+# Planes on each side of a face that it is compared with. They lie as far apart as the latent's points, since
+# a decoder's own pattern repeats so.
+AROUND = 3
 
 
 def main() -> None:
@@ -103,12 +104,26 @@ def faces(
             for face in (start, start + window):
                 planes.add(round(placement.offset[n] + face * factor * placement.ratio[n]))
         steps = np.abs(np.diff(change, axis=axis)).mean(axis=tuple(a for a in range(3) if a != axis))
-        ratios = []
-        for plane in sorted(planes):
-            if AROUND < plane < len(steps) - AROUND:
-                around = [steps[plane - 1 + d] for d in range(-AROUND, AROUND + 1) if d != 0]
-                ratios.append(float(steps[plane - 1] / np.mean(around)))
-        found.append({"faces": len(ratios), "mean": float(np.mean(ratios)), "largest": max(ratios)})
+        offsets = [factor * d for d in range(-AROUND, AROUND + 1) if d != 0]
+
+        def ratio(plane: int, offsets: list[int] = offsets, steps: NDArray[np.float64] = steps) -> float:
+            return float(steps[plane - 1] / np.mean([steps[plane - 1 + d] for d in offsets]))
+
+        inside = range(AROUND * factor + 1, len(steps) - AROUND * factor)
+        ratios = [ratio(plane) for plane in inside if plane in planes]
+        # What planes of the same phase that are no faces have.
+        phase = round(placement.offset[n]) % factor
+        others = [ratio(plane) for plane in inside if plane not in planes and plane % factor == phase]
+        found.append(
+            {
+                "faces": len(ratios),
+                "mean": float(np.mean(ratios)),
+                "largest": max(ratios),
+                "others": len(others),
+                "mean_of_others": float(np.mean(others)),
+                "largest_of_others": max(others),
+            }
+        )
     return found
 
 

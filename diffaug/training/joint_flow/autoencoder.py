@@ -155,7 +155,7 @@ def validation_figures(
             found = F.one_hot(logits.argmax(dim=1), classes).movedim(-1, 1)[:, 1:].float()
             overlap = (found * truth[:, 1:]).sum(dim=(0, 2, 3, 4))
             total = (found + truth[:, 1:]).sum(dim=(0, 2, 3, 4))
-            if bool((total > 0).any()):
+            if bool(truth[:, 1:].any()):
                 # A patch of nothing but background has no Dice.
                 dice.append(float((2 * overlap / total.clamp(min=1))[total > 0].mean()))
         losses.append(float(loss))
