@@ -51,8 +51,8 @@ def main() -> None:
         whole = generator.vary(image, label, loaded.affine, strength=strength, seed=1)
         pieces = in_pieces(generator, image, label, loaded.affine, strength, progress)
         for how, varied in (("windows that share their noise", whole), ("pieces", pieces)):
-            change = (varied - image)[0, 0].numpy()
-            measured = faces(generator, image, loaded.affine, change)
+            change = (varied - image)[0, 0]
+            measured = faces(generator, image, loaded.affine, change, pieces=how == "pieces")
             found.append({"strength": strength, "how": how, "axes": measured})
             shown[f"{how}, {strength}"] = varied[0, 0].numpy()
             progress.note(str(found[-1]))
@@ -88,37 +88,38 @@ def in_pieces(
 
 
 def faces(
-    generator: Generator, image: torch.Tensor, affine: NDArray[np.float64], change: NDArray[np.float32]
+    generator: Generator,
+    image: torch.Tensor,
+    affine: NDArray[np.float64],
+    change: torch.Tensor,
+    *,
+    pieces: bool,
 ) -> list[dict[str, float]]:
-    """For each axis of the volume, how much more the change varies across faces of windows than around them.
-
-    Faces are those of both ways: of overlapping windows, and of pieces.
-    """
+    """For each axis of the grid, how much more the change `(I, J, K)` varies across faces of windows, or of
+    pieces, than across planes around them; and the same of planes that are no faces."""
     placement = generator.placement(image.shape[2:], affine)
+    turned = placement.reorient(change).numpy()
     found = []
-    for n, axis in enumerate(placement.axes):
+    for n, (size, axis) in enumerate(zip(turned.shape, placement.axes, strict=True)):
         own, factor = generator.grid.shape[n], generator.card.networks.downsampling[n]
-        lattice, window = placement.grid.shape[n] // factor, own // factor
-        planes = set(range(own, change.shape[axis], own))
-        for start in window_starts(lattice, window):
-            for face in (start, start + window):
-                planes.add(round(placement.offset[n] + face * factor * placement.ratio[n]))
-        steps = np.abs(np.diff(change, axis=axis)).mean(axis=tuple(a for a in range(3) if a != axis))
+        if pieces:
+            planes = {size - p if placement.flips[n] else p for p in range(own, image.shape[2 + axis], own)}
+        else:
+            starts = window_starts(placement.grid.shape[n] // factor, own // factor)
+            corners = {start * factor for start in starts} | {start * factor + own for start in starts}
+            planes = {round(placement.offset[n]) + corner for corner in corners}
+        steps = np.abs(np.diff(turned, axis=n)).mean(axis=tuple(a for a in range(3) if a != n))
         offsets = [factor * d for d in range(-AROUND, AROUND + 1) if d != 0]
-
-        def ratio(plane: int, offsets: list[int] = offsets, steps: NDArray[np.float64] = steps) -> float:
-            return float(steps[plane - 1] / np.mean([steps[plane - 1 + d] for d in offsets]))
-
         inside = range(AROUND * factor + 1, len(steps) - AROUND * factor)
-        ratios = [ratio(plane) for plane in inside if plane in planes]
-        # What planes of the same phase that are no faces have.
-        phase = round(placement.offset[n]) % factor
-        others = [ratio(plane) for plane in inside if plane not in planes and plane % factor == phase]
+        ratios = {p: float(steps[p - 1] / np.mean([steps[p - 1 + d] for d in offsets])) for p in inside}
+        phases = {plane % factor for plane in planes}
+        at_faces = [ratio for plane, ratio in ratios.items() if plane in planes]
+        others = [r for p, r in ratios.items() if p not in planes and p % factor in phases]
         found.append(
             {
-                "faces": len(ratios),
-                "mean": float(np.mean(ratios)),
-                "largest": max(ratios),
+                "faces": len(at_faces),
+                "mean": float(np.mean(at_faces)),
+                "largest": max(at_faces),
                 "others": len(others),
                 "mean_of_others": float(np.mean(others)),
                 "largest_of_others": max(others),
