@@ -1,7 +1,9 @@
 """What operations take and give."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 # Of an applied operation, as plain JSON; see `diffaug.transforms.operations`.
@@ -13,3 +15,11 @@ class Case(NamedTuple):
 
     image: Tensor
     label: Tensor | None
+
+
+def join_channels(images: Sequence[Tensor]) -> Tensor:
+    """Images `(c, I, J, K)` as the channels of one; of several dtypes as float64, which holds the others'
+    voxels exactly."""
+    if len({image.dtype for image in images}) > 1:
+        images = [image.double() for image in images]
+    return torch.cat(list(images))

@@ -17,17 +17,16 @@ off again and leaves the voxels, as no image can be varied back.
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from diffaug.errors import DiffaugError, ExtraError, LabelError, VerbError
 from diffaug.generators.cases import to_dtype
 from diffaug.transforms import operations
 from diffaug.transforms.bank import open_bank
-from diffaug.transforms.case import Case, Parameters
+from diffaug.transforms.case import Case, Parameters, join_channels
 from diffaug.transforms.guard import Leaks, ScanLike, check_held_out
 from diffaug.transforms.one_grid import Place, check_one_grid
 from diffaug.transforms.operations import Operation, apply
@@ -69,7 +68,7 @@ class Replay(InvertibleTransform):
         return data
 
 
-class _Rand(RandomizableTransform, InvertibleTransform):
+class _Drawing(RandomizableTransform):
     """Draws an operation's parameters from `self.R`, MONAI's random state."""
 
     def __init__(self, operation: Operation, prob: float) -> None:
@@ -82,6 +81,10 @@ class _Rand(RandomizableTransform, InvertibleTransform):
         super().randomize(None)
         if self._do_transform:
             self.parameters = self.operation.parameters(int(self.R.randint(2**31, dtype=np.int64)))
+
+
+class _Rand(_Drawing, InvertibleTransform):
+    """A random operation on an image."""
 
     def __call__(
         self, img: Tensor, label: Tensor | None = None, randomize: bool = True
@@ -201,23 +204,13 @@ class Replayd(MapTransform, InvertibleTransform):
         return _forget(self, data, _changing("deformation" in self.parameters, self.keys, self.label_key))
 
 
-class _Randd(RandomizableTransform, MapTransform, InvertibleTransform):
+class _Randd(_Drawing, MapTransform, InvertibleTransform):
     """A random operation on the images of a dictionary, which change together."""
-
-    array: ClassVar[type[_Rand]]
 
     def __init__(self, keys: KeysCollection, label_key: Hashable | None, transform: _Rand) -> None:
         MapTransform.__init__(self, keys)
-        RandomizableTransform.__init__(self, transform.prob)
+        _Drawing.__init__(self, transform.operation, transform.prob)
         self.label_key = label_key
-        self.operation = transform.operation
-        self.parameters: Parameters = {}
-
-    def randomize(self, data: Any = None) -> None:
-        """Decide whether to apply the operation, and draw its parameters."""
-        super().randomize(None)
-        if self._do_transform:
-            self.parameters = self.operation.parameters(int(self.R.randint(2**31, dtype=np.int64)))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Apply the operation with probability `prob`."""
@@ -463,13 +456,10 @@ def _apply(
             f"many images of one channel; given, with their numbers of channels: "
             f"{', '.join(f'{n} ({c})' for n, c in zip(images, counts, strict=True))}"
         )
-    tensors = [image.as_tensor() for image in images.values()]
-    if len({tensor.dtype for tensor in tensors}) > 1:
-        # float64 holds the voxels of the other dtypes exactly.
-        tensors = [tensor.double() for tensor in tensors]
+    joined = join_channels([image.as_tensor() for image in images.values()])
     label_map = None if label is None or not card.labels else label.as_tensor()
     affine = next(iter(images.values())).affine.cpu()
-    made = apply(parameters, Case(torch.cat(tensors), label_map), affine)
+    made = apply(parameters, Case(joined, label_map), affine)
     parts = made.image.split(counts)
     changed = {
         name: to_dtype(part, image.dtype).clone()

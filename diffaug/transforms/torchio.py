@@ -23,7 +23,7 @@ from diffaug.generators.cases import to_dtype
 from diffaug.generators.generator import Generator, Unlike
 from diffaug.transforms import operations
 from diffaug.transforms.bank import open_bank
-from diffaug.transforms.case import Case, Parameters
+from diffaug.transforms.case import Case, Parameters, join_channels
 from diffaug.transforms.deformation import check_deformation
 from diffaug.transforms.guard import Leaks, ScanLike, check_held_out
 from diffaug.transforms.one_grid import Place, check_one_grid
@@ -90,13 +90,10 @@ class _Deterministic(Transform):
         label = self._choose_label(subject, card)
         self._check_others(subject, images | label)
         _check_grids(images | label)
-        tensors = [image.data for image in images.values()]
-        if len({tensor.dtype for tensor in tensors}) > 1:
-            # float64 holds the voxels of the other dtypes exactly.
-            tensors = [tensor.double() for tensor in tensors]
+        joined = join_channels([image.data for image in images.values()])
         label_map = next((image.data for image in label.values()), None)
         try:
-            made = apply(parameters, Case(torch.cat(tensors), label_map), next(iter(images.values())).affine)
+            made = apply(parameters, Case(joined, label_map), next(iter(images.values())).affine)
         except ValueError as error:
             error.add_note(f"while working on {_described(images | label)}")
             raise
