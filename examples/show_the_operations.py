@@ -16,9 +16,8 @@ import torch
 
 import diffaug
 from diffaug.figures import montage
-from diffaug.transforms.case import Case
-from diffaug.transforms.operations import Inpainting, Repaint, Variation, apply
-from diffaug.transforms.regions import Shape
+from diffaug.operations import Case, Inpainting, Repaint, Variation, apply
+from diffaug.operations.regions import Shape
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--generator", default="hippocampus-mr", help="name in the zoo, or a folder")

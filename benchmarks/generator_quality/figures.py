@@ -18,9 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from diffaug.evaluation.overlap import dice
 from diffaug.evaluation.segmenter import Segmenter, predict, standardise
 from diffaug.evaluation.statistics import ks_null, ks_statistic, nearer_share_interval
-from diffaug.transforms.case import Case
-from diffaug.transforms.operations import Inpainting, Operation, Repaint, apply_to_cases
-from diffaug.transforms.regions import Shape
+from diffaug.operations import Case, Inpainting, Operation, Repaint, apply_to_cases
+from diffaug.operations.regions import Shape
 
 # Largest displacements of a repaint, mm.
 AMPLITUDES = (0, 2, 4, 6)

@@ -26,13 +26,13 @@ from matplotlib.figure import Figure
 from monai.data import MetaTensor
 from monai.transforms import Rand3DElasticd
 
+from diffaug.bank import build_bank
+from diffaug.bank.bank import BankCase, BankSettings, case_file, salt_of, sample_hash
 from diffaug.datasets.reading import Dataset, read_dataset
 from diffaug.datasets.training_scans import voxel_hash
 from diffaug.files import atomic_path, atomic_write_json, atomic_write_text
-from diffaug.transforms.bank import BankCase, BankSettings, case_file, salt_of, sample_hash
-from diffaug.transforms.bank_building import build_bank
+from diffaug.operations import Variation
 from diffaug.transforms.monai import RandFromBankd, RandVariationd
-from diffaug.transforms.operations import Variation
 from diffaug.transforms.torchio import RandomFromBank, RandomInpainting, RandomRepaint, RandomVariation
 
 HERE = Path(__file__).parent

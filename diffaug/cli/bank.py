@@ -108,9 +108,9 @@ def build_bank(
     """
     import torch
 
+    from diffaug.bank import building
     from diffaug.datasets.reading import read_dataset
     from diffaug.progress import Progress
-    from diffaug.transforms import bank_building
 
     ranges: dict[OperationName, dict[str, Any]] = {
         OperationName.VARIATION: {"strength": strength},
@@ -120,7 +120,7 @@ def build_bank(
     for other, own in ranges.items():
         if other is not operation and (given := [name for name, value in own.items() if value is not None]):
             raise typer.BadParameter(f"--{given[0]} is for --operation {other.value}, not {operation.value}")
-    made = bank_building.OPERATIONS[operation.value](
+    made = building.OPERATIONS[operation.value](
         generator,
         **{name: value for name, value in ranges[operation].items() if value is not None},
         steps=steps,
@@ -129,7 +129,7 @@ def build_bank(
         label_mapping=dict(map(parse_pair, label_mapping)) if label_mapping else None,
         allow_label_drift=allow_label_drift,
     )
-    done = bank_building.build_bank(
+    done = building.build_bank(
         made,
         read_dataset(data, split=split),
         output,

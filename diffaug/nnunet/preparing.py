@@ -11,14 +11,14 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from diffaug.bank.bank import Bank, BankCase
 from diffaug.datasets.scans import read_scan
 from diffaug.datasets.training_scans import trained_by, training_scans_of
 from diffaug.errors import DiffaugError, ExtraError
 from diffaug.files import read_json
 from diffaug.nnunet.settings import FILE, BankChoice, OnlineChoice, bank_key, read_settings, write_settings
+from diffaug.operations import Variation
 from diffaug.progress import Progress
-from diffaug.transforms.bank import Bank, BankCase
-from diffaug.transforms.operations import Variation
 
 try:
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw

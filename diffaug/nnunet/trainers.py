@@ -14,8 +14,8 @@ from torch import Tensor
 from diffaug.errors import DiffaugError, ExtraError
 from diffaug.files import atomic_path
 from diffaug.nnunet.settings import FILE, BankChoice, OnlineChoice, bank_key, read_settings
+from diffaug.operations.sources import card_of
 from diffaug.transforms.batch import BatchVariation
-from diffaug.transforms.sources import card_of
 
 try:
     from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform

@@ -17,13 +17,12 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from diffaug import operations
 from diffaug.errors import DiffaugError, LabelError
 from diffaug.generators.generator import Generator
-from diffaug.transforms import operations
-from diffaug.transforms.case import Case, Parameters
-from diffaug.transforms.operations import Operation, apply_to_cases
-from diffaug.transforms.regions import Shape
-from diffaug.transforms.sources import GeneratorLike
+from diffaug.operations import Case, Operation, Parameters, apply_to_cases
+from diffaug.operations.regions import Shape
+from diffaug.operations.sources import GeneratorLike
 from diffaug.zoo import load
 
 
@@ -109,7 +108,7 @@ class BatchVariation(_Batch):
         generator: bundled name, folder, or `diffaug.Generator`; an object moves to the images' device.
         strength: range within [0, 1], or one number; default: the card's range.
         **kwargs: `steps`, `guidance`, `sampler`, `label_mapping`, `allow_label_drift`, see
-            `diffaug.transforms.operations.Operation`, and its errors.
+            `diffaug.operations.Operation`, and its errors.
     """
 
     def __init__(

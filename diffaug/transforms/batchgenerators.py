@@ -19,12 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from diffaug import operations
 from diffaug.errors import DiffaugError, ExtraError
-from diffaug.transforms import operations
-from diffaug.transforms.case import Case, Parameters
-from diffaug.transforms.operations import Operation, apply
-from diffaug.transforms.regions import Shape
-from diffaug.transforms.sources import GeneratorLike
+from diffaug.operations import Case, Operation, Parameters, apply
+from diffaug.operations.regions import Shape
+from diffaug.operations.sources import GeneratorLike
 
 try:
     from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
@@ -72,7 +71,7 @@ class VariationTransform(_OperationTransform):
         affine: `(4, 4)`, voxel to world of the arrays but for their place, mm, RAS+.
         generator: bundled name, or folder.
         strength: range within [0, 1], or one number; default: the card's range.
-        **kwargs: see `diffaug.transforms.operations.Operation`, and its errors.
+        **kwargs: see `diffaug.operations.Operation`, and its errors.
     """
 
     def __init__(

@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from diffaug import operations
+from diffaug.bank import open_bank
 from diffaug.errors import DiffaugError, ExtraError, LabelError, VerbError
 from diffaug.generators.cases import to_dtype
-from diffaug.transforms import operations
-from diffaug.transforms.bank import open_bank
-from diffaug.transforms.case import Case, Parameters, join_channels
-from diffaug.transforms.guard import Leaks, ScanLike, check_held_out
+from diffaug.operations import Operation, apply
+from diffaug.operations.case import Case, Parameters, join_channels
+from diffaug.operations.guard import Leaks, ScanLike
+from diffaug.operations.regions import Shape
+from diffaug.operations.sources import GeneratorLike, card_of
 from diffaug.transforms.one_grid import Place, check_one_grid
-from diffaug.transforms.operations import Operation, apply
-from diffaug.transforms.regions import Shape
-from diffaug.transforms.sources import GeneratorLike, card_of
 
 try:
     from monai.config import KeysCollection
@@ -51,7 +51,7 @@ class Replay(InvertibleTransform):
     """Apply given parameters, such as those that `recorded` finds in an image.
 
     Args:
-        parameters: see `diffaug.transforms.operations`.
+        parameters: see `diffaug.operations`.
     """
 
     def __init__(self, parameters: Parameters) -> None:
@@ -120,7 +120,7 @@ class RandVariation(_Rand):
         strength: range within [0, 1], or one number; default: the card's range. 0 changes nothing, at 1 only
             the label decides.
         **kwargs: `steps`, `guidance`, `sampler`, `label_mapping`, `allow_label_drift`, `held_out`, `leaks`,
-            see `diffaug.transforms.operations.Operation`.
+            see `diffaug.operations.Operation`.
 
     Raises:
         CardError, VerbError, LabelError, DiffaugError: see `Operation`; when applied, also for images without
@@ -184,7 +184,7 @@ class Replayd(MapTransform, InvertibleTransform):
 
     Args:
         keys: of one image of the generator's C channels, or of C images of one channel each.
-        parameters: see `diffaug.transforms.operations`.
+        parameters: see `diffaug.operations`.
         label_key: of the label map that they follow.
     """
 
@@ -320,7 +320,7 @@ class RandFromBankd(RandomizableTransform, MapTransform, InvertibleTransform):
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
         if held_out is not None:
-            check_held_out(held_out, bank=bank, generator=open_bank(bank).generator, leaks=leaks)
+            open_bank(bank).check_held_out(held_out, leaks=leaks)
         self.bank = str(Path(bank).absolute())
         self.label_key = label_key
         # All records, so that an unfinished bank is found at once.

@@ -17,19 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffaug import operations
+from diffaug.bank import open_bank
 from diffaug.errors import DiffaugError, ExtraError, LabelError, VerbError
 from diffaug.generators.card import Card
 from diffaug.generators.cases import to_dtype
 from diffaug.generators.generator import Generator, Unlike
-from diffaug.transforms import operations
-from diffaug.transforms.bank import open_bank
-from diffaug.transforms.case import Case, Parameters, join_channels
-from diffaug.transforms.deformation import check_deformation
-from diffaug.transforms.guard import Leaks, ScanLike, check_held_out
+from diffaug.operations import Operation, apply
+from diffaug.operations.case import Case, Parameters, join_channels
+from diffaug.operations.deformation import check_deformation
+from diffaug.operations.guard import Leaks, ScanLike
+from diffaug.operations.regions import Shape, check_region
+from diffaug.operations.sources import GeneratorLike, card_of, reference
 from diffaug.transforms.one_grid import Place, check_one_grid
-from diffaug.transforms.operations import Operation, apply
-from diffaug.transforms.regions import Shape, check_region
-from diffaug.transforms.sources import GeneratorLike, card_of, reference
 
 try:
     from torchio import Image, LabelMap, ScalarImage, Subject
@@ -283,7 +283,7 @@ class Inpainting(_Deterministic, IntensityTransform):
     """Make a given region anew, with a given seed.
 
     Args:
-        region: see `diffaug.transforms.regions`, such as
+        region: see `diffaug.operations.regions`, such as
             `{"shape": "ellipsoid", "centre": [0.5, 0.5, 0.5], "radii": [5, 5, 5]}` or
             `{"shape": "label", "labels": [2], "margin": 2}`.
         generator, seed, weights_hash: as for `Variation`.
@@ -485,7 +485,7 @@ class RandomFromBank(RandomTransform):
     ) -> None:
         super().__init__(p=p, **kwargs)
         if held_out is not None:
-            check_held_out(held_out, bank=bank, generator=open_bank(bank).generator, leaks=leaks)
+            open_bank(bank).check_held_out(held_out, leaks=leaks)
         # All records, so that an unfinished bank is found at once.
         self._entries = len(next(iter(open_bank(bank).cases.values())).parameters)
         self.bank = str(Path(bank).absolute())

@@ -15,8 +15,7 @@ from diffaug.errors import DiffaugError
 from diffaug.generators.generator import Generator
 from diffaug.generators.grid import covering_grid, place
 from diffaug.generators.windows import over_windows, window_starts
-from diffaug.transforms.case import Case
-from diffaug.transforms.operations import Inpainting, Repaint, Variation, apply
+from diffaug.operations import Case, Inpainting, Repaint, Variation, apply
 from tests.conftest import make_tiny_generator
 
 # Axes P, I, R with spacings 1.6, 1.4, 1.5 mm.

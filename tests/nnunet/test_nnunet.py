@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from diffaug.files import read_json
-from tests.transforms.test_operations import AFFINE, make_case
+from tests.operations.test_operations import AFFINE, make_case
 
 CASES = [f"case_{n}" for n in range(5)]
 # Two iterations of training and one of validation, and no sliding windows over whole cases.
@@ -145,9 +145,9 @@ def test_entries_are_preprocessed_as_their_cases(
     home: Path, prepared: Path, tiny_generator_folder: Path
 ) -> None:
     """Of a variation of strength 0 nnU-Net makes the case's own arrays."""
+    from diffaug.bank import build_bank
     from diffaug.datasets.reading import read_dataset
-    from diffaug.transforms.bank_building import build_bank
-    from diffaug.transforms.operations import Variation
+    from diffaug.operations import Variation
 
     script = """
 import sys

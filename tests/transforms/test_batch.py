@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from diffaug.errors import DiffaugError, LabelError
+from diffaug.operations import Case, apply
 from diffaug.transforms.batch import BatchInpainting, BatchRepaint, BatchVariation
-from diffaug.transforms.case import Case
-from diffaug.transforms.operations import apply
-from tests.transforms.test_operations import AFFINE, make_case
+from tests.operations.test_operations import AFFINE, make_case
 
 ALL = [BatchVariation, BatchInpainting, BatchRepaint]
 

@@ -15,10 +15,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from diffaug.errors import DiffaugError
 from diffaug.nnunet.trainers import patch_affine
+from diffaug.operations import Case, apply
 from diffaug.transforms.batchgenerators import InpaintingTransform, RepaintTransform, VariationTransform
-from diffaug.transforms.case import Case
-from diffaug.transforms.operations import apply
-from tests.transforms.test_operations import AFFINE, make_case
+from tests.operations.test_operations import AFFINE, make_case
 
 FORWARD = (0, 1, 2)
 OURS = patch_affine(

@@ -45,7 +45,7 @@ from diffaug.transforms.monai import (
     recorded,
 )
 from tests.conftest import make_tiny_generator
-from tests.transforms.test_operations import AFFINE, SHAPE, make_case
+from tests.operations.test_operations import AFFINE, SHAPE, make_case
 
 KEYS = ["image", "label"]
 DICTIONARIES = [RandVariationd, RandInpaintingd, RandRepaintd]

@@ -549,7 +549,7 @@ def test_graphics_memory_is_refused_in_workers(
 ) -> None:
     generator = Generator(tiny_generator.card, tiny_generator.model)
     generator.device = torch.device("cuda")
-    monkeypatch.setattr("diffaug.transforms.operations.get_worker_info", lambda: object())
+    monkeypatch.setattr("diffaug.operations.applying.get_worker_info", lambda: object())
     with pytest.raises(VerbError, match=r"tiny is on cuda.*num_workers=0"):
         Variation(generator, 0.5, 1)(make_subject())
 

@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from torch import Tensor
 
-from diffaug.datasets.training_scans import voxel_hash
+from diffaug.datasets.training_scans import recognised, voxel_hash
 from diffaug.errors import DatasetError, DiffaugError
 from diffaug.files import sha256_file
-from diffaug.transforms.case import Case, Parameters
+from diffaug.operations.case import Case, Parameters
+from diffaug.operations.guard import Leaks, ScanLike, check_held_out, held_out_cases, report_leaks
+from diffaug.progress import Progress
 
 T = TypeVar("T", bound=BaseModel)
 # A name makes a file name: no path may hide in one that is read from a bank.
@@ -77,7 +79,7 @@ class BankCase(_Part):
         voxels: salted hash of its decoded voxels, by which the scan is recognised; canonical: in RAS order;
             sample: of some of them, which is quick to compare.
         shape: `(C, I, J, K)`; affine: `(4, 4)`, voxel to world, mm, RAS+.
-        parameters: of each variation, see `diffaug.transforms.operations`.
+        parameters: of each variation, see `diffaug.operations`.
     """
 
     name: CaseName
@@ -174,6 +176,15 @@ class Bank:
                 "anything changes the image, its units or its label map; and if the file has changed, build "
                 "the bank anew"
             )
+
+    def check_held_out(self, scans: Sequence[ScanLike], *, leaks: Leaks = "refuse") -> list[str]:
+        """Look among held-out scans for those that the bank varies, or that trained its generator: see
+        `diffaug.operations.check_held_out`."""
+        trained = check_held_out(scans, self.generator, leaks=leaks)
+        cases = held_out_cases(scans, leaks)
+        known = {value for case in self.cases.values() for value in (case.voxels, case.canonical)}
+        varied = recognised(cases, self.salt, known, Progress(quiet=True))
+        return list(dict.fromkeys(trained + report_leaks(varied, len(cases), f"fill {self.folder}", leaks)))
 
     def draw(self, case: BankCase, entry: int) -> Case:
         """A copy of one variation: image `(C, I, J, K)`, and label map `(1, I, J, K)` or None."""

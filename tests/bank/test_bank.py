@@ -19,20 +19,19 @@ from monai.data import CacheDataset, DataLoader
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from typer.testing import CliRunner
 
+from diffaug.bank import Bank
+from diffaug.bank.building import Built, build_bank
 from diffaug.cli import app
 from diffaug.datasets.reading import Dataset, read_dataset
 from diffaug.datasets.training_scans import record_training_scans
 from diffaug.errors import DatasetError, DiffaugError, LabelError, LeakError
+from diffaug.operations import Case, Operation, Repaint, Variation, apply
 from diffaug.progress import Progress
-from diffaug.transforms.bank import Bank
-from diffaug.transforms.bank_building import Built, build_bank
 from diffaug.transforms.batch import BatchInpainting
-from diffaug.transforms.case import Case
 from diffaug.transforms.monai import RandFromBankd, RandVariationd
-from diffaug.transforms.operations import Operation, Repaint, Variation, apply
 from diffaug.transforms.torchio import FromBank, RandomFromBank, RandomRepaint, RandomVariation
 from tests.conftest import make_tiny_generator
-from tests.transforms.test_operations import AFFINE, make_case
+from tests.operations.test_operations import AFFINE, make_case
 
 CASES = ("case_a", "case_b", "case_c")
 
@@ -41,7 +40,7 @@ import sys
 import torch
 import torchio as tio
 from diffaug.transforms.torchio import RandomFromBank
-from tests.transforms.test_bank import subject_of
+from tests.bank.test_bank import subject_of
 
 if __name__ == "__main__":
     bank, data, method = sys.argv[1:]

@@ -19,8 +19,7 @@ from scipy.ndimage import label as components
 from diffaug.errors import CardError, LabelError, UnlikeError, VerbError
 from diffaug.generators.generator import Generator
 from diffaug.generators.intensity import IntensityConvention
-from diffaug.transforms.case import Case
-from diffaug.transforms.operations import Inpainting, Operation, Repaint, Variation, apply
+from diffaug.operations import Case, Inpainting, Operation, Repaint, Variation, apply
 from tests.conftest import make_tiny_generator
 
 SHAPE = (22, 17, 15)

@@ -8,15 +8,7 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from diffaug.datasets.reading import Dataset
-from diffaug.datasets.scans import read_label_of, read_scan
-from diffaug.datasets.training_scans import canonical_voxels, voxel_hash
-from diffaug.datasets.volumes import CaseFiles
-from diffaug.errors import DiffaugError
-from diffaug.files import atomic_paths, atomic_write_json
-from diffaug.generators.seeds import case_seed
-from diffaug.progress import Progress
-from diffaug.transforms.bank import (
+from diffaug.bank.bank import (
     CASES,
     SETTINGS,
     BankCase,
@@ -27,9 +19,16 @@ from diffaug.transforms.bank import (
     salt_of,
     sample_hash,
 )
-from diffaug.transforms.case import Case
-from diffaug.transforms.operations import Inpainting, Operation, Repaint, Variation, apply_to_cases
-from diffaug.transforms.sources import resolve
+from diffaug.datasets.reading import Dataset
+from diffaug.datasets.scans import read_label_of, read_scan
+from diffaug.datasets.training_scans import canonical_voxels, voxel_hash
+from diffaug.datasets.volumes import CaseFiles
+from diffaug.errors import DiffaugError
+from diffaug.files import atomic_paths, atomic_write_json
+from diffaug.generators.seeds import case_seed
+from diffaug.operations import Case, Inpainting, Operation, Repaint, Variation, apply_to_cases
+from diffaug.operations.sources import resolve
+from diffaug.progress import Progress
 
 OPERATIONS: dict[str, type[Operation]] = {
     "variation": Variation,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# Of an applied operation, as plain JSON; see `diffaug.transforms.operations`.
+# Of an applied operation, as plain JSON; see `diffaug.operations`.
 Parameters = dict[str, Any]
 
 
