@@ -1,0 +1,266 @@
+"""One cell of a benchmark: an arm, a number of labelled cases, a seed. Each is a JSON file of its own."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from diffaug.benchmark.config import Arm
+from diffaug.benchmark.pools import digest, pretraining_cases, variants
+from diffaug.benchmark.study import Study, draw_labelled
+from diffaug.datasets.manifest import differences
+from diffaug.datasets.volumes import load_case
+from diffaug.errors import DiffaugError
+from diffaug.files import atomic_path, atomic_write_json, read_json
+from diffaug.generators.seeds import case_seed
+from diffaug.pretraining.loading import tensors
+from diffaug.pretraining.stages import hand_over, objective, outputs
+from diffaug.progress import Progress
+from diffaug.segmentation.cases import read_prepared
+from diffaug.segmentation.networks import build_network
+from diffaug.segmentation.patches import Patches
+from diffaug.segmentation.prediction import predict_case
+from diffaug.segmentation.scoring import score
+from diffaug.segmentation.training import Objective, Schedule, Segmentation, optimise
+
+# Losses that a cell keeps.
+POINTS = 100
+
+
+class Cell(NamedTuple):
+    """Which: number of labelled cases (None: all), arm and seed."""
+
+    labelled: int | None
+    arm: str
+    seed: int
+
+    def file(self, work: Path) -> Path:
+        """Where its result lies."""
+        count = "all" if self.labelled is None else str(self.labelled)
+        return work / "cells" / f"labelled-{count}" / self.arm / f"seed-{self.seed}.json"
+
+    def __str__(self) -> str:
+        count = "all cases" if self.labelled is None else f"{self.labelled} labelled"
+        return f"{self.arm}, {count}, seed {self.seed}"
+
+
+class CaseScore(BaseModel):
+    """Scores of one case, by the label's name: Dice, normalised surface distance, HD95 (mm); None where
+    neither label map shows it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    case: str
+    patient: str
+    dice: dict[str, float | None]
+    nsd: dict[str, float | None]
+    hd95: dict[str, float | None]
+
+    def mean(self, figure: Literal["dice", "nsd", "hd95"] = "dice") -> float:
+        """Over labels; NaN where no label is shown."""
+        known = [value for value in getattr(self, figure).values() if value is not None]
+        return float(np.mean(known)) if known else math.nan
+
+
+class CellResult(BaseModel):
+    """What came of a cell.
+
+    Attributes:
+        settings: everything that decided it.
+        labelled_cases: whose labels it was given.
+        scores: of each scored case.
+        losses: of training on real labels, means over even parts of it; pretraining_losses: of each stage.
+        loaded: what of the pretrained weights was loaded.
+        seconds: of each part; threads: of the CPU.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    settings: dict[str, Any]
+    labelled_cases: list[str]
+    scores: list[CaseScore]
+    losses: list[float]
+    pretraining_losses: list[list[float]]
+    loaded: str | None
+    seconds: dict[str, float]
+    threads: int
+
+
+def read_cell(file: Path) -> CellResult:
+    """A cell's result.
+
+    Raises:
+        DiffaugError: the file is damaged.
+    """
+    try:
+        return CellResult.model_validate_json(file.read_bytes())
+    except ValueError as error:
+        raise DiffaugError(f"{file} is no result of a benchmark, or damaged: remove it") from error
+
+
+def is_done(study: Study, cell: Cell) -> bool:
+    """Whether a cell was run.
+
+    Raises:
+        DiffaugError: it was, by other settings.
+    """
+    file = cell.file(study.work)
+    if not file.exists():
+        return False
+    wanted = study.settings(study.benchmark.arms[cell.arm], cell.labelled, cell.seed)
+    if changed := differences(read_cell(file).settings, wanted):
+        raise DiffaugError(
+            f"{file} was made by other settings ({'; '.join(changed[:3])}): give another output, or remove it"
+        )
+    return True
+
+
+def run_cell(study: Study, cell: Cell, progress: Progress) -> CellResult:
+    """Train and score; the result is written last."""
+    benchmark, arm = study.benchmark, study.benchmark.arms[cell.arm]
+    chosen = study.training
+    if cell.labelled is not None:
+        chosen = draw_labelled(study.training, cell.labelled, cell.seed)
+    classes = len(study.labels) + 1
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "pretraining"):
+        network = build_network(benchmark.network, study.channels, classes, seed=cell.seed)
+        loaded: str | None = None
+        pretraining_losses: list[list[float]] = []
+        if arm.pretraining:
+            weights, pretraining_losses = pretrained(study, arm, cell.seed, progress)
+            last = arm.pretraining[-1].method
+            loaded = str(hand_over(network, benchmark.network, weights, last, "supervised"))
+    with _timed(seconds, "variants"):
+        swap = variants(study, arm, chosen, cell.seed, progress)
+    cases = read_prepared(chosen, study.space, study.classes, progress, "reading labelled cases")
+    with _timed(seconds, "training"):
+        schedule = benchmark.fine_tuning(arm)
+        patches = Patches(cases, study.space.patch, schedule.batch, case_seed(cell.seed, 0), swap)
+        losses = _optimise(network, Segmentation(patches, classes, schedule), schedule, str(cell), progress)
+    with _timed(seconds, "scoring"):
+        scores, predictions = _score(study, network, progress)
+    result = CellResult(
+        settings=study.settings(arm, cell.labelled, cell.seed),
+        labelled_cases=[case.name for case in chosen],
+        scores=scores,
+        losses=losses,
+        pretraining_losses=pretraining_losses,
+        loaded=loaded,
+        seconds=seconds,
+        threads=torch.get_num_threads(),
+    )
+    _keep_predictions(study, cell, predictions)
+    atomic_write_json(cell.file(study.work), result.model_dump(mode="json"))
+    return result
+
+
+def pretrained(
+    study: Study, arm: Arm, seed: int, progress: Progress
+) -> tuple[dict[str, Tensor], list[list[float]]]:
+    """Weights after the arm's stages of pretraining, and the losses of each; kept on disk, since cells with
+    more labelled cases begin with the same."""
+    settings = study.settings(arm, None, seed)
+    own: dict[str, Any] = {"stages": [stage.model_dump(mode="json") for stage in arm.pretraining]}
+    own |= {name: settings[name] for name in ("network", "space", "generator", "cases", "seed")}
+    own |= {"batch": study.benchmark.schedule.batch, "mirror": study.benchmark.schedule.mirror_axis}
+    file = study.work / "cache" / f"pretrained-{digest(own)}.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            weights: dict[str, Tensor] = {}
+            losses: list[list[float]] = []
+            for number in range(len(arm.pretraining)):
+                weights, loss = _stage(study, arm, number, weights, seed, progress)
+                losses.append(loss)
+            atomic_write_json(file.with_suffix(".json"), losses)
+            with atomic_path(file) as temporary:
+                save_file(weights, temporary)
+    return load_file(file), read_json(file.with_suffix(".json"))
+
+
+def _stage(
+    study: Study, arm: Arm, number: int, weights: dict[str, Tensor], seed: int, progress: Progress
+) -> tuple[dict[str, Tensor], list[float]]:
+    """One stage of pretraining, from the weights of the stage before it."""
+    stage, plan = arm.pretraining[number], study.benchmark.network
+    cases = pretraining_cases(study, stage, seed, progress)
+    classes = len(study.labels) + 1
+    network = build_network(plan, study.channels, outputs(stage.method, study.channels, classes), seed=seed)
+    if weights:
+        hand_over(network, plan, weights, arm.pretraining[number - 1].method, stage.method)
+    own = {"steps": stage.steps, "learning_rate": stage.learning_rate}
+    schedule = study.benchmark.schedule.model_copy(update=own)
+    patches = Patches(cases, study.space.patch, schedule.batch, case_seed(seed, 1 + number))
+    aim = objective(stage.method, patches, classes, schedule)
+    losses = _optimise(network, aim, schedule, f"{stage.method} pretraining", progress)
+    return {name: value.detach().contiguous() for name, value in tensors(network).items()}, losses
+
+
+def _optimise(
+    network: nn.Module, aim: Objective, schedule: Schedule, title: str, progress: Progress
+) -> list[float]:
+    """Train with a bar; the losses in at most `POINTS` means."""
+    losses: list[float] = []
+    with progress.task(title, total=schedule.steps) as task:
+
+        def on_step(_: int, loss: float) -> None:
+            losses.append(loss)
+            task.advance(loss=loss)
+
+        optimise(network, aim, schedule, on_step)
+    return [float(part.mean()) for part in np.array_split(losses, min(POINTS, len(losses)))]
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    seconds[part] = round(time.monotonic() - began, 1)
+
+
+def _score(
+    study: Study, network: nn.Module, progress: Progress
+) -> tuple[list[CaseScore], dict[str, np.ndarray]]:
+    scored = read_prepared(study.scored, study.space, study.classes, progress, "reading scored cases")
+    names = [study.dataset.labels[number] for number in study.labels]
+    scores, predictions = [], {}
+    with progress.task("scoring", total=len(scored)) as task:
+        for case, files in zip(scored, study.scored, strict=True):
+            loaded = load_case(files)
+            assert loaded.label is not None
+            found = predict_case(network, case, study.space.patch)
+            ids = torch.tensor([0, *study.labels], dtype=torch.int16)
+            own = ids[found.long()]
+            spacing = np.linalg.norm(loaded.affine[:3, :3], axis=0)
+            found_scores = score(
+                own, torch.from_numpy(loaded.label), study.labels, spacing, study.benchmark.tolerance
+            )
+            rows: dict[str, dict[str, float | None]] = {
+                figure: {
+                    name: None if math.isnan(value) else float(value)
+                    for name, value in zip(names, (getattr(s, figure) for s in found_scores), strict=True)
+                }
+                for figure in ("dice", "nsd", "hd95")
+            }
+            scores.append(CaseScore(case=case.name, patient=case.patient, **rows))
+            predictions[case.name] = own.numpy().astype(np.int16)
+            task.advance()
+    return scores, predictions
+
+
+def _keep_predictions(study: Study, cell: Cell, predictions: dict[str, np.ndarray]) -> None:
+    """For the montages of the report."""
+    file = study.work / "predictions" / cell.file(Path()).relative_to("cells").with_suffix(".npz")
+    with atomic_path(file) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **predictions)  # type: ignore[arg-type]

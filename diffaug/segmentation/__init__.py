@@ -1,0 +1,4 @@
+"""Segmentation networks of the field's libraries, trained on patches of cases.
+
+`networks`, `cases`, `patches`, `training`, `prediction`, `scoring`.
+"""

@@ -1,0 +1,160 @@
+"""Cases as segmentation networks see them: in RAS order at one spacing, standardised, large enough."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from diffaug.datasets.volumes import CaseFiles, load_case
+from diffaug.errors import DatasetError
+from diffaug.generators.grid import Grid, Placement, covering_grid, place
+from diffaug.progress import Progress
+
+ORIENTATION = ("R", "A", "S")
+# Percentiles to which intensities are clipped before they are standardised.
+CLIPPED = (0.5, 99.5)
+# Voxels of the largest patch that is chosen without being asked: what two CPU cores train in seconds.
+MOST_VOXELS = 64**3
+
+
+class Space(BaseModel):
+    """The space in which a network works.
+
+    Attributes:
+        spacing: of voxels in RAS order, mm.
+        patch: voxels that the network sees at once, `(I, J, K)`.
+        window: intensities that become -1 and 1, such as HU; None: each case is clipped to its 0.5 and 99.5
+            percentiles and scaled to zero mean and unit variance, channel by channel.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    spacing: tuple[float, float, float]
+    patch: tuple[int, int, int]
+    window: tuple[float, float] | None = None
+
+    @property
+    def grid(self) -> Grid:
+        """A patch's grid; beyond a scan's end lies its mirror image."""
+        return Grid(ORIENTATION, self.spacing, self.patch)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One case in a network's space.
+
+    Attributes:
+        name, patient: of the case.
+        image: `(C, I, J, K)` float32, standardised; each side at least that of a patch.
+        label: `(1, I, J, K)` int16, or None.
+        placement: of the case's own voxels, by which predictions find their way back.
+    """
+
+    name: str
+    patient: str
+    image: Tensor
+    label: Tensor | None
+    placement: Placement
+
+
+def choose_space(
+    spacings: Sequence[Sequence[float]], shapes: Sequence[Sequence[int]], multiple: Sequence[int]
+) -> Space:
+    """Median spacing of volumes in RAS order, and a patch that holds the median volume, or what of it has at
+    most 64^3 voxels.
+
+    Args:
+        spacings: mm, of each volume.
+        shapes: voxels, of each volume.
+        multiple: of which the patch's sides are multiples.
+    """
+    a, b, c = np.median(np.asarray(spacings, dtype=float), axis=0).tolist()
+    extents = np.median(np.asarray(spacings) * np.asarray(shapes), axis=0) / (a, b, c)
+    # Long sides are cut first, as far as to the side of a cube.
+    side = max(extents)
+    while np.prod(np.minimum(extents, side)) > MOST_VOXELS:
+        side -= 1
+    i, j, k = (
+        int(m * max(1, ceil(round(float(n)) / m)))
+        for n, m in zip(np.minimum(extents, side), multiple, strict=True)
+    )
+    return Space(spacing=(a, b, c), patch=(i, j, k))
+
+
+def prepare(
+    name: str,
+    patient: str,
+    image: Tensor,
+    label: Tensor | None,
+    affine: NDArray[np.float64],
+    space: Space,
+    classes: Mapping[int, int],
+) -> Prepared:
+    """Bring a case into a network's space.
+
+    Args:
+        image: `(C, I, J, K)`, array axes as stored.
+        label: `(1, I, J, K)` ids of the dataset, or None.
+        affine: `(4, 4)`, RAS+ mm.
+        classes: id in the label map -> class of the network; what is not among them is background.
+    """
+    grid = covering_grid(space.grid, image.shape[1:], affine, (1, 1, 1))
+    placement = place(grid, image.shape[1:], affine)
+    # Standardised by its own voxels, before its mirror image is added.
+    standard = standardise(image, space.window)
+    return Prepared(
+        name,
+        patient,
+        placement.to_grid(standard[None])[0],
+        None if label is None else _on_grid(label, placement, classes),
+        placement,
+    )
+
+
+def _on_grid(label: Tensor, placement: Placement, classes: Mapping[int, int]) -> Tensor:
+    count = max(classes.values(), default=0) + 1
+    mapped = torch.zeros_like(label, dtype=torch.int64)
+    for number, own in classes.items():
+        mapped[label == number] = own
+    one_hot = torch.nn.functional.one_hot(mapped[0], count).movedim(-1, 0)
+    return placement.label_to_grid(one_hot[None])[0].argmax(0, keepdim=True).short()
+
+
+def standardise(image: Tensor, window: tuple[float, float] | None) -> Tensor:
+    """`(C, I, J, K)` float32 in network units; see `Space.window`. A constant channel becomes zero."""
+    values = image.float()
+    if window is not None:
+        low, high = window
+        return 2 * (values.clamp(low, high) - low) / (high - low) - 1
+    channels = []
+    for channel in values:
+        low, high = np.percentile(channel.numpy(), CLIPPED)
+        clipped = channel.clamp(float(low), float(high))
+        channels.append((clipped - clipped.mean()) / clipped.std().clamp_min(1e-12))
+    return torch.stack(channels)
+
+
+def read_prepared(
+    cases: Sequence[CaseFiles], space: Space, classes: Mapping[int, int], progress: Progress, title: str
+) -> list[Prepared]:
+    """Read cases and bring them into a network's space.
+
+    Raises:
+        DatasetError: a file cannot be read, or holds NaN or infinity.
+    """
+    prepared = []
+    with progress.task(title, total=len(cases)) as task:
+        for case in cases:
+            loaded = load_case(case)
+            if not np.isfinite(loaded.image).all():
+                raise DatasetError([f"{case.images[0]} holds NaN or infinity: replace these voxels"])
+            label = None if loaded.label is None else torch.from_numpy(loaded.label)
+            image = torch.from_numpy(loaded.image)
+            prepared.append(prepare(case.name, case.patient, image, label, loaded.affine, space, classes))
+            task.advance()
+    return prepared

@@ -1,0 +1,46 @@
+"""Label maps of whole cases by overlapping patches, on the cases' own voxels."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from diffaug.errors import ExtraError
+from diffaug.segmentation.cases import Prepared
+from diffaug.segmentation.training import logits
+
+# Of neighbouring patches, as in nnU-Net.
+OVERLAP = 0.5
+
+
+@torch.no_grad()
+def predict_case(network: nn.Module, case: Prepared, patch: Sequence[int]) -> Tensor:
+    """The label map `(1, *shape)` int16 of a case, on the voxels of its file.
+
+    Patches overlap by half and count less towards their faces (MONAI's sliding window).
+    """
+    try:
+        from monai.inferers import sliding_window_inference
+    except ImportError as error:
+        raise ExtraError("MONAI", "monai") from error
+    device = next(network.parameters()).device
+    found = sliding_window_inference(
+        case.image[None].to(device),
+        tuple(patch),
+        1,
+        lambda images: logits(network, images),
+        overlap=OVERLAP,
+        mode="gaussian",
+    )
+    assert isinstance(found, Tensor)
+    placement = case.placement
+    own, window = placement.from_grid(found.softmax(1).cpu())
+    shape = [placement.source_shape[n] for n in placement_order(placement.axes)]
+    label = torch.zeros((1, *shape), dtype=torch.int16)
+    placement.put_back(label, own.argmax(1).short(), window)
+    return label
+
+
+def placement_order(axes: Sequence[int]) -> list[int]:
+    """Which reoriented axis holds each axis of the stored array."""
+    return [list(axes).index(n) for n in range(3)]
