@@ -1,8 +1,6 @@
 """The report as one HTML page: figures embedded, nothing fetched, fit for print."""
 
-import base64
-import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +14,7 @@ from diffaug.audit.verdicts import LIMITS
 from diffaug.audit.volumes import LEVELS, CaseSet, Sets
 from diffaug.evaluation.distributions import principal_components
 from diffaug.evaluation.embedding import MIRRORED
-from diffaug.files import atomic_write_text
+from diffaug.pages import picture, table, write_html
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,25 +65,6 @@ TERMS = {
     "MS-SSIM": "How alike two volumes look, 1 for equal ones. Samples that are all alike have a higher one "
     "than scans.",
 }
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem; margin: 2rem auto;
-  padding: 0 1rem }
-h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { font-size: 1.25rem; margin-top: 2.2rem }
-table { border-collapse: collapse; width: 100%; margin: .8rem 0; font-size: .92rem }
-th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid #ddd }
-th { border-bottom: 2px solid #888 } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
-.pass, .unclear, .fail { display: inline-block; min-width: 4.2rem; text-align: center; font-weight: 600;
-  border-radius: .3rem; padding: .05rem .5rem; border: 2px solid }
-.pass { color: #00543a; border-color: #009e73 } .unclear { color: #6b4e00; border-color: #e69f00;
-  border-style: dashed }
-.fail { color: #fff; background: #a33100; border-color: #a33100 }
-.box { border-left: 5px solid #888; background: #f5f5f5; padding: .6rem 1rem; margin: 1rem 0 }
-.small { font-size: .85rem; color: #555 } img { max-width: 100% } figure { margin: 1rem 0 } code {
-  font-size: .85em }
-figcaption { font-size: .88rem; color: #444 }
-@media print { body { max-width: none; margin: 0; font-size: 11pt } h2 { break-after: avoid }
-  figure, tr, .box { break-inside: avoid } }
-"""
 
 
 def write_page(
@@ -103,14 +82,7 @@ def write_page(
         _terms(),
         _details(report),
     ]
-    title = escape(f"Audit of {report.synthetic.name}")
-    atomic_write_text(
-        path,
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n<body>\n'
-        + "\n".join(parts)
-        + "\n</body></html>\n",
-    )
+    write_html(f"Audit of {report.synthetic.name}", parts, path)
 
 
 # -------- sections
@@ -137,7 +109,7 @@ def _verdicts(report: Report) -> str:
     ]
     return (
         "<h2>Questions and answers</h2>"
-        + _table(("Answer", "Question, and what was found", "Threshold"), rows)
+        + table(("Answer", "Question, and what was found", "Threshold"), rows)
         + f'<p class="small">{PATIENTS} Words are explained under Terms, further below.</p>'
     )
 
@@ -157,7 +129,7 @@ def _compared(report: Report) -> str:
     spacing = " x ".join(f"{s:.3g}" for s in report.grid.spacing)
     return (
         "<h2>What was compared</h2>"
-        + _table(("Role", "Dataset", "Cases", "Patients", "Licence"), rows)
+        + table(("Role", "Dataset", "Cases", "Patients", "Licence"), rows)
         + f"<p>All volumes were brought to one grid ({sides} voxels of {spacing} mm) and to zero mean and "
         "unit variance. A held-out scan is what an honest generator's sample should be like: of nobody in "
         "the training set, and yet true anatomy. So each figure of the samples stands beside the same "
@@ -213,8 +185,8 @@ def _memorisation(report: Report, spaces: Sequence[Space]) -> str:
         ]
     return (
         "<h2>Does the data copy its training scans?</h2>"
-        + _table(("Figure", "Samples", "Held-out scans, or chance"), rows)
-        + _picture(
+        + table(("Figure", "Samples", "Held-out scans, or chance"), rows)
+        + picture(
             lambda figure: _draw_matches(figure, copies, spaces),
             (4.6 * len(spaces), 3.2),
             "How much each case is like its nearest training scan. A generator that copies has samples to "
@@ -241,14 +213,14 @@ def _suspects(report: Report, sets: Sets) -> str:
     more = len(report.suspects) - len(found)
     return (
         "<h2>Suspected copies, the most alike first</h2>"
-        + _picture(
+        + picture(
             lambda figure: _draw_pairs(figure, found, sets),
             (9.6, 1.65 * len(found) + 0.3),
             "Each suspected sample (left three slices) and the training scan that it resembles (right "
             "three; its mirror image where that was found alike), through the middle of the volume, numbered "
             "as in the table below. Judge for yourself: the same person, or only the same organ?",
         )
-        + _table(("", "Sample", "Training scan", "Found by", "Similarity", "Clear"), rows)
+        + table(("", "Sample", "Training scan", "Found by", "Similarity", "Clear"), rows)
         + (f"<p>{more} more are listed in report.json.</p>" if more else "")
     )
 
@@ -267,13 +239,13 @@ def _fidelity(report: Report, spaces: Sequence[Space], sets: Sets, labels: Seque
     page = (
         "<h2>Are the samples true to life, and varied?</h2><p>Samples, and training scans in their place, "
         "compared with equally many held-out scans; 95 % intervals over patients.</p>"
-        + _table(("Figure", "Samples", "Training scans"), rows)
-        + _picture(
+        + table(("Figure", "Samples", "Training scans"), rows)
+        + picture(
             lambda figure: _draw_components(figure, spaces),
             (4.6 * len(spaces), 3.6),
             "The first two principal components of the training scans.",
         )
-        + _picture(
+        + picture(
             lambda figure: _draw_measures(figure, sets, labels),
             (4.6 * (2 + len(labels)), 3.2),
             "Intensities, how alike neighbouring slices are (high means smooth), and volumes of the labelled "
@@ -282,7 +254,7 @@ def _fidelity(report: Report, spaces: Sequence[Space], sets: Sets, labels: Seque
     )
     if report.utility is not None:
         u = report.utility
-        page += f"<h3>Utility: Dice of a U-Net ({u.steps} steps)</h3>" + _table(
+        page += f"<h3>Utility: Dice of a U-Net ({u.steps} steps)</h3>" + table(
             ("Trained on", "Tested on", "Dice"),
             [
                 (
@@ -306,7 +278,7 @@ def _limits() -> str:
 
 
 def _terms() -> str:
-    return "<h2>Terms</h2>" + _table(("Term", "Meaning"), [(escape(t), escape(m)) for t, m in TERMS.items()])
+    return "<h2>Terms</h2>" + table(("Term", "Meaning"), [(escape(t), escape(m)) for t, m in TERMS.items()])
 
 
 def _details(report: Report) -> str:
@@ -325,7 +297,7 @@ def _details(report: Report) -> str:
         "2012, MS-SSIM after Wang et al. 2003. Intervals of the balance come from random exchanges of "
         "patients between the sides, of other distributions from half-samples (Shao and Wu 1989). diffaug "
         f"{escape(report.version)}. All figures are in report.json.</p>"
-        + _table(("Set", "SHA-256 of its files on the grid"), hashes)
+        + table(("Set", "SHA-256 of its files on the grid"), hashes)
     )
 
 
@@ -334,12 +306,6 @@ def _details(report: Report) -> str:
 
 def _answer(answer: str) -> str:
     return f'<span class="{answer}">{WORDS[answer]}</span>'
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    cells = "".join(f"<th>{title}</th>" for title in head)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _pair(name: str, beside: Beside) -> tuple[str, ...]:
@@ -358,23 +324,6 @@ def _worded(name: str) -> str:
 
 def _percent(figure: Interval) -> str:
     return f"{figure.value:.1%} [{figure.low:.1%}, {figure.high:.1%}]"
-
-
-def _picture(draw: "Callable[[Figure], None]", size: tuple[float, float], caption: str) -> str:
-    """A figure as an embedded PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    draw(figure)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
-    data = base64.b64encode(content.getvalue()).decode()
-    return (
-        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
 
 
 def _draw_matches(figure: "Figure", copies: CopyRecord, spaces: Sequence[Space]) -> None:

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from diffaug.cli.allocator import keep_freed_memory
 from diffaug.cli.audit import audit
 from diffaug.cli.bank import bank_app
+from diffaug.cli.benchmark import benchmark
 from diffaug.cli.build import build
 from diffaug.cli.checkpoints import export_app, import_app
 from diffaug.cli.fit import fit
@@ -38,6 +39,7 @@ app.command()(fit)
 app.command()(build)
 app.command()(audit)
 app.command()(splits)
+app.command()(benchmark)
 app.add_typer(bank_app, name="bank")
 app.add_typer(nnunet_app, name="nnunet")
 app.add_typer(import_app, name="import")

@@ -198,3 +198,94 @@ def around(value: float, halves: ArrayLike, level: float = 0.95) -> Interval:
     """A figure with the normal interval that the standard deviation of its half-samples gives."""
     reach = float(stats.norm.ppf(0.5 + level / 2) * np.std(np.asarray(halves, float), ddof=1))
     return Interval(value, value - reach, value + reach)
+
+
+class Grouped(NamedTuple):
+    """Sums and numbers of known values, `(seeds, clusters)`."""
+
+    sums: NDArray[np.float64]
+    counts: NDArray[np.float64]
+
+    def means(self, seeds: NDArray[np.float64], clusters: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Means `(resamples,)` where seeds and clusters count so often, `(resamples, n)` each."""
+        top = ((seeds @ self.sums) * clusters).sum(1)
+        return top / ((seeds @ self.counts) * clusters).sum(1)
+
+
+def grouped(values: ArrayLike, clusters: Sequence[Hashable]) -> Grouped:
+    """Group figures `(seeds, cases)`, NaN where there is none, by the cluster of the cases."""
+    values = np.asarray(values, float)
+    index = cluster_index(clusters)
+    member = (index[:, None] == np.arange(index.max() + 1)).astype(float)
+    return Grouped(np.nan_to_num(values) @ member, np.isfinite(values) @ member)
+
+
+def hierarchical_interval(
+    values: ArrayLike,
+    clusters: Sequence[Hashable],
+    *,
+    level: float = 0.95,
+    resamples: int = 5000,
+    seed: int = 0,
+) -> Interval:
+    """Mean over seeds and cases, with a percentile interval over draws of seeds and of clusters.
+
+    Args:
+        values: `(seeds, cases)`, NaN where there is none.
+        clusters: the cluster (patient) of each case.
+    """
+    groups = grouped(values, clusters)
+    rng = np.random.default_rng(seed)
+    seeds, patients = (_draws(rng, count, resamples) for count in groups.sums.shape)
+    low, high = np.quantile(groups.means(seeds, patients), [0.5 - level / 2, 0.5 + level / 2])
+    return Interval(float(np.nanmean(np.asarray(values, float))), float(low), float(high))
+
+
+def gap_interval(
+    gains: ArrayLike,
+    gaps: ArrayLike,
+    clusters: Sequence[Hashable],
+    *,
+    level: float = 0.95,
+    resamples: int = 5000,
+    seed: int = 0,
+) -> Interval:
+    """Mean gain as a share of the mean gap, both over draws of their own seeds and of the same clusters.
+
+    Args:
+        gains: `(seeds, cases)`, what an arm has more than its comparator.
+        gaps: `(other seeds, cases)`, what the ceiling has more than it.
+        clusters: the cluster (patient) of each case.
+    """
+    gain, gap = grouped(gains, clusters), grouped(gaps, clusters)
+    value = float(np.nanmean(np.asarray(gains)) / np.nanmean(np.asarray(gaps)))
+    rng = np.random.default_rng(seed)
+    patients = _draws(rng, gain.sums.shape[1], resamples)
+    top = gain.means(_draws(rng, gain.sums.shape[0], resamples), patients)
+    bottom = gap.means(_draws(rng, gap.sums.shape[0], resamples), patients)
+    low, high = np.quantile(top / bottom, [0.5 - level / 2, 0.5 + level / 2])
+    return Interval(value, float(low), float(high))
+
+
+def signed_rank(values: ArrayLike, clusters: Sequence[Hashable]) -> float:
+    """p of Wilcoxon's signed-rank test, two-sided, on the means over seeds and cases of each cluster."""
+    groups = grouped(values, clusters)
+    means = groups.sums.sum(0) / groups.counts.sum(0)
+    means = means[np.isfinite(means)]
+    return 1.0 if not means.any() else float(stats.wilcoxon(means).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values adjusted for their number (Holm 1979)."""
+    order = np.argsort(p_values)
+    adjusted = np.empty(len(p_values))
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted.tolist()
+
+
+def _draws(rng: np.random.Generator, count: int, resamples: int) -> NDArray[np.float64]:
+    """How often each of `count` things is drawn in `count` draws with replacement, `(resamples, count)`."""
+    return rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)

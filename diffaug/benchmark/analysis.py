@@ -1,0 +1,251 @@
+"""What the cells of a benchmark say: scores of each arm, and how arms differ."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from diffaug.benchmark.cells import Cell, CellResult, read_cell
+from diffaug.benchmark.config import Benchmark
+from diffaug.benchmark.study import Study
+from diffaug.errors import DiffaugError
+from diffaug.evaluation.statistics import (
+    Interval,
+    gap_interval,
+    hierarchical_interval,
+    holm,
+    signed_rank,
+)
+
+Figure = Literal["dice", "nsd", "hd95"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ArmFigures(_Part):
+    """One arm with a number of labelled cases (None: all).
+
+    Attributes:
+        arm, title: of the arm; `knew`: what its generator had seen, or "".
+        labelled: number of labelled cases.
+        seeds: that were run; steps: of the optimiser in all.
+        dice, nsd, hd95: means over seeds and cases, with intervals over seeds and patients.
+        by_label: mean Dice of each structure.
+        gain: Dice beyond the comparator's on the same seeds; p: by Wilcoxon's test over patients; holm: the
+            same, adjusted for the number of arms.
+        share: of the gap between comparator and ceiling, with its interval; None where the ceiling is not
+            above the comparator.
+    """
+
+    arm: str
+    title: str
+    knew: str
+    labelled: int | None
+    seeds: list[int]
+    steps: int
+    dice: Interval
+    nsd: Interval
+    hd95: Interval
+    by_label: dict[str, float]
+    gain: Interval | None = None
+    p: float | None = None
+    holm: float | None = None
+    share: Interval | None = None
+
+    @property
+    def verdict(self) -> str:
+        """In words, on the interval of the gain."""
+        if self.gain is None:
+            return ""
+        if self.gain.low > 0:
+            return "gain"
+        return "loss" if self.gain.high < 0 else "no gain"
+
+
+class Margin(_Part):
+    """Whether an arm is worse than another by less than a margin of Dice."""
+
+    arm: str
+    reference: str
+    labelled: int | None
+    margin: float
+    difference: Interval
+
+    @property
+    def met(self) -> bool:
+        """Whether the whole interval lies above minus the margin."""
+        return self.difference.low > -self.margin
+
+
+class Summary(_Part):
+    """Everything that a report shows."""
+
+    benchmark: Benchmark
+    dataset: str
+    licence: str | None
+    scored: int
+    patients: int
+    generator: str
+    arms: list[ArmFigures]
+    margins: list[Margin]
+    missing: int
+
+
+class _Run:
+    """Results of one arm with one number of labelled cases, by seed."""
+
+    def __init__(self, results: dict[int, CellResult]) -> None:
+        self.results = results
+
+    def values(self, seeds: Sequence[int], figure: Figure = "dice") -> NDArray[np.float64]:
+        """`(seeds, cases)`, mean over labels."""
+        return np.array([[score.mean(figure) for score in self.results[s].scores] for s in seeds])
+
+    @property
+    def patients(self) -> list[str]:
+        return [score.patient for score in next(iter(self.results.values())).scores]
+
+
+def summarise(study: Study, cells: Sequence[Cell]) -> Summary:
+    """Figures of the cells that are done.
+
+    Raises:
+        DiffaugError: none is, or one is damaged.
+    """
+    benchmark = study.benchmark
+    runs: dict[tuple[str, int | None], _Run] = {}
+    missing = 0
+    for cell in cells:
+        file = cell.file(study.work)
+        if file.exists():
+            runs.setdefault((cell.arm, cell.labelled), _Run({})).results[cell.seed] = read_cell(file)
+        else:
+            missing += 1
+    if not runs:
+        raise DiffaugError(f"{study.work} holds no result yet")
+    arms = []
+    for labelled in benchmark.labelled:
+        arms += _with_gains(study, runs, labelled)
+    arms += [_figures(study, name, None, run) for (name, count), run in runs.items() if count is None]
+    margins = [
+        found
+        for labelled in benchmark.labelled
+        for comparison in benchmark.comparisons
+        if (found := _margin(runs, comparison.arm, comparison.reference, labelled, comparison.margin))
+    ]
+    return Summary(
+        benchmark=benchmark,
+        dataset=study.dataset.name,
+        licence=study.dataset.licence,
+        scored=len(study.scored),
+        patients=len({case.patient for case in study.scored}),
+        generator=f"{study.card.name} {study.card.weights_hash[:12]}",
+        arms=arms,
+        margins=margins,
+        missing=missing,
+    )
+
+
+def _with_gains(study: Study, runs: dict[tuple[str, int | None], _Run], labelled: int) -> list[ArmFigures]:
+    """Figures of all arms with so many labelled cases, those beside the comparator adjusted together."""
+    benchmark = study.benchmark
+    comparator = runs.get((benchmark.comparator, labelled))
+    ceiling = None if benchmark.ceiling is None else runs.get((benchmark.ceiling, None))
+    found = []
+    for name in benchmark.arms:
+        if (run := runs.get((name, labelled))) is None:
+            continue
+        figures = _figures(study, name, labelled, run)
+        if comparator is not None and name != benchmark.comparator:
+            gain = _difference(run, comparator)
+            if gain is not None:
+                gap = None if ceiling is None else _difference(ceiling, comparator)
+                share = None
+                if gap is not None and hierarchical_interval(gap, run.patients).low > 0:
+                    share = gap_interval(gain, gap, run.patients)
+                own = {
+                    "gain": hierarchical_interval(gain, run.patients),
+                    "p": signed_rank(gain, run.patients),
+                    "share": share,
+                }
+                figures = figures.model_copy(update=own)
+        found.append(figures)
+    tested = [n for n, figures in enumerate(found) if figures.p is not None]
+    adjusted = holm([found[n].p or 0.0 for n in tested])
+    for n, value in zip(tested, adjusted, strict=True):
+        found[n] = found[n].model_copy(update={"holm": value})
+    return found
+
+
+def _figures(study: Study, name: str, labelled: int | None, run: _Run) -> ArmFigures:
+    benchmark, arm = study.benchmark, study.benchmark.arms[name]
+    seeds = sorted(run.results)
+    labels = list(run.results[seeds[0]].scores[0].dice)
+    by_label = {
+        label: float(
+            np.nanmean(
+                [
+                    np.nan if (value := score.dice[label]) is None else value
+                    for seed in seeds
+                    for score in run.results[seed].scores
+                ]
+            )
+        )
+        for label in labels
+    }
+    return ArmFigures(
+        arm=name,
+        title=arm.title or name,
+        knew=_knew(study, name),
+        labelled=labelled,
+        seeds=seeds,
+        steps=benchmark.total_steps(arm),
+        dice=hierarchical_interval(run.values(seeds), run.patients),
+        nsd=hierarchical_interval(run.values(seeds, "nsd"), run.patients),
+        hd95=hierarchical_interval(run.values(seeds, "hd95"), run.patients),
+        by_label=by_label,
+    )
+
+
+def _knew(study: Study, name: str) -> str:
+    """What an arm knew beyond its labelled cases."""
+    arm = study.benchmark.arms[name]
+    parts = []
+    synthetic = arm.transforms or any(stage.data == "synthetic" for stage in arm.pretraining)
+    if synthetic:
+        seen = study.card.training.cases.get("train", 0)
+        what = "labelled cases" if study.card.labels else "images"
+        parts.append(f"its generator saw {seen} {what}")
+    for stage in arm.pretraining:
+        if stage.data == "real":
+            what = "labelled cases" if stage.method == "supervised" else "images without their labels"
+            parts.append(f"pretrained on {len(study.training)} real {what}")
+        elif stage.data != "synthetic":
+            parts.append(f"pretrained on {Path(stage.data).name}")
+    return ", ".join(dict.fromkeys(parts))
+
+
+def _difference(run: _Run, other: _Run) -> NDArray[np.float64] | None:
+    """Dice of one beyond the other's on their common seeds, `(seeds, cases)`."""
+    seeds = sorted(set(run.results) & set(other.results))
+    return run.values(seeds) - other.values(seeds) if seeds else None
+
+
+def _margin(
+    runs: dict[tuple[str, int | None], _Run], arm: str, reference: str, labelled: int, margin: float
+) -> Margin | None:
+    run, other = (runs.get((name, labelled)) for name in (arm, reference))
+    if run is None or other is None or (difference := _difference(run, other)) is None:
+        return None
+    return Margin(
+        arm=arm,
+        reference=reference,
+        labelled=labelled,
+        margin=margin,
+        difference=hierarchical_interval(difference, run.patients),
+    )

@@ -1,0 +1,313 @@
+"""The report of a benchmark: one HTML page, tables as CSV, the summary as JSON, figures as PNG."""
+
+import csv
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from diffaug.benchmark.analysis import ArmFigures, Summary
+from diffaug.benchmark.cells import Cell, read_cell
+from diffaug.benchmark.study import Study
+from diffaug.datasets.volumes import load_case
+from diffaug.evaluation.statistics import Interval
+from diffaug.figures import montage
+from diffaug.files import atomic_path, atomic_write_json, atomic_write_text
+from diffaug.pages import embedded, picture, table, write_html
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Cases that each arm's montage shows: those with the lowest Dice.
+WORST = 3
+GAIN, NONE = "#0072b2", "0.55"
+
+
+def write_report(study: Study, summary: Summary, cells: Sequence[Cell]) -> Path:
+    """Write `report.html`, `summary.json`, `table.md`, `cases.csv`, `dice.png`; the page's path."""
+    folder = study.work
+    atomic_write_json(folder / "summary.json", summary.model_dump(mode="json"))
+    atomic_write_text(folder / "table.md", "\n".join(markdown(summary)) + "\n")
+    atomic_write_text(folder / "cases.csv", _csv(study, cells))
+    _save(lambda figure: draw_arms(figure, summary), _size(summary), folder / "dice.png")
+    parts = [
+        _head(summary),
+        _answers(summary),
+        picture(lambda figure: draw_arms(figure, summary), _size(summary), DICE_CAPTION),
+        _scores(summary),
+        _margins(summary),
+        _efficiency(summary),
+        _worst(study, summary, cells),
+        _details(summary),
+    ]
+    path = folder / "report.html"
+    write_html(f"Benchmark {summary.benchmark.name}", parts, path)
+    return path
+
+
+DICE_CAPTION = (
+    "Left: mean Dice of each arm over seeds and cases, with 95 % intervals over seeds and patients; dots are "
+    "seeds. Right: Dice beyond the comparator's, paired by seed and case; blue: the interval lies above 0."
+)
+
+
+# -- tables --------------------------------------------------------------------------------------------------
+
+
+def markdown(summary: Summary) -> list[str]:
+    """The lines of a Markdown table of all arms."""
+    lines = [
+        "| labelled | arm | steps | seeds | Dice | NSD | HD95, mm | Dice beyond the comparator | p (Holm) | "
+        "share of the gap | |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows(summary):
+        lines.append("| " + " | ".join(row) + " |")
+    return lines
+
+
+def rows(summary: Summary) -> list[list[str]]:
+    """The cells of the table of arms, as text."""
+    found = []
+    for arm in summary.arms:
+        title = arm.title + (f" ({arm.knew})" if arm.knew else "")
+        comparator = arm.arm == summary.benchmark.comparator
+        found.append(
+            [
+                "all" if arm.labelled is None else str(arm.labelled),
+                title,
+                str(arm.steps),
+                str(len(arm.seeds)),
+                interval(arm.dice),
+                interval(arm.nsd),
+                interval(arm.hd95, 2),
+                "comparator" if comparator else interval(arm.gain, signed=True),
+                "" if arm.holm is None else _p(arm.holm),
+                interval(arm.share, 2),
+                arm.verdict,
+            ]
+        )
+    return found
+
+
+def interval(figure: Interval | None, digits: int = 3, *, signed: bool = False) -> str:
+    """A figure with its interval, as text."""
+    if figure is None:
+        return ""
+    sign = "+" if signed else ""
+    value, low, high = (f"{part:{sign}.{digits}f}" for part in figure)
+    return f"{value} [{low}, {high}]"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _csv(study: Study, cells: Sequence[Cell]) -> str:
+    """Every score of every cell."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["arm", "labelled", "seed", "case", "patient", "label", "dice", "nsd", "hd95_mm"])
+    for cell in cells:
+        file = cell.file(study.work)
+        if not file.exists():
+            continue
+        count = "all" if cell.labelled is None else cell.labelled
+        for score in read_cell(file).scores:
+            for label, dice in score.dice.items():
+                figures = [dice, score.nsd[label], score.hd95[label]]
+                shown = ["" if value is None else f"{value:.5f}" for value in figures]
+                writer.writerow([cell.arm, count, cell.seed, score.case, score.patient, label, *shown])
+    return text.getvalue()
+
+
+# -- sections ------------------------------------------------------------------------------------------------
+
+
+def _head(summary: Summary) -> str:
+    benchmark = summary.benchmark
+    missing = (
+        f'<p class="box"><b>Not finished:</b> {summary.missing} cells are still to be run.</p>'
+        if summary.missing
+        else ""
+    )
+    counts = " and ".join(map(str, benchmark.labelled))
+    return (
+        f"<h1>Benchmark {escape(benchmark.name)}</h1><p>{escape(benchmark.network.kind)} trained on {counts} "
+        f"labelled cases of {escape(summary.dataset)} and scored on {summary.scored} {benchmark.subset} "
+        f"cases of {summary.patients} other patients. Each seed draws its own labelled patients, initial "
+        "weights and augmentation; they are the same in all arms. Arms differ in what is named, and, "
+        f"except where it says so, have the same classical augmentation.</p>{missing}"
+    )
+
+
+def _answers(summary: Summary) -> str:
+    lines = []
+    for arm in summary.arms:
+        if arm.gain is None:
+            continue
+        words = {
+            "gain": "raises Dice",
+            "loss": "lowers Dice",
+            "no gain": "shows no gain",
+        }[arm.verdict]
+        share = "" if arm.share is None else f", {interval(arm.share, 2)} of the gap to all labels"
+        lines.append(
+            f"<li>With {arm.labelled} labelled, <b>{escape(arm.title)}</b> {words}: "
+            f"{interval(arm.gain, signed=True)}{share}.</li>"
+        )
+    comparator = summary.benchmark.arms[summary.benchmark.comparator]
+    title = escape(comparator.title or summary.benchmark.comparator)
+    return (
+        f'<div class="box"><p>Against <b>{title}</b>, with as many steps:</p><ul>{"".join(lines)}</ul></div>'
+    )
+
+
+def _scores(summary: Summary) -> str:
+    head = (
+        "Labelled", "Arm", "Steps", "Seeds", "Dice", "NSD", "HD95, mm", "Dice beyond comparator",
+        "p (Holm)", "Share of gap", "",
+    )  # fmt: skip
+    body = [[escape(cell) for cell in row] for row in rows(summary)]
+    return (
+        "<h2>All arms</h2>"
+        + table(head, body)
+        + '<p class="small">In brackets: 95 % intervals from 5000 draws of seeds and of patients. p: '
+        "Wilcoxon's signed-rank test over patients, Holm-adjusted over the arms with as many labelled "
+        f"cases. NSD: normalised surface distance at {summary.benchmark.tolerance:g} mm. Share of gap: gain "
+        "over what all labels gain.</p>"
+    )
+
+
+def _margins(summary: Summary) -> str:
+    if not summary.margins:
+        return ""
+    body = [
+        [
+            str(found.labelled),
+            escape(_title(summary, found.arm)),
+            escape(_title(summary, found.reference)),
+            interval(found.difference, signed=True),
+            f"{found.margin:g}",
+            '<span class="pass">Yes</span>' if found.met else '<span class="unclear">Not shown</span>',
+        ]
+        for found in summary.margins
+    ]
+    head = ("Labelled", "Arm", "Reference", "Difference of Dice", "Margin", "Not worse by more than it")
+    return "<h2>Is it as good as real data?</h2>" + table(head, body)
+
+
+def _title(summary: Summary, arm: str) -> str:
+    return summary.benchmark.arms[arm].title or arm
+
+
+def _efficiency(summary: Summary) -> str:
+    if len(summary.benchmark.labelled) < 2:
+        return ""
+    return "<h2>Label efficiency</h2>" + picture(
+        lambda figure: _draw_efficiency(figure, summary),
+        (8, 4.5),
+        "Mean Dice over the number of labelled cases; dashed: all labels.",
+    )
+
+
+def _worst(study: Study, summary: Summary, cells: Sequence[Cell]) -> str:
+    """Montages of the cases with the lowest Dice of each arm's first seed: true and predicted labels."""
+    parts = ["<h2>Worst cases</h2>"]
+    files = {case.name: case for case in study.scored}
+    for arm in summary.arms:
+        cell = Cell(arm.labelled, arm.arm, arm.seeds[0])
+        predictions = study.work / "predictions" / cell.file(Path()).relative_to("cells").with_suffix(".npz")
+        if cell not in cells or not predictions.exists():
+            continue
+        scores = sorted(read_cell(cell.file(study.work)).scores, key=lambda score: score.mean())[:WORST]
+        with np.load(predictions) as kept:
+            volumes, labels, titles, affines = [], [], [], []
+            for score in scores:
+                loaded = load_case(files[score.case])
+                for title, label in (("true", loaded.label), (f"{score.mean():.2f}", kept[score.case])):
+                    volumes.append(loaded.image)
+                    labels.append(label)
+                    titles.append(f"{score.case} {title}"[-22:])
+                    affines.append(loaded.affine)
+        path = study.work / "cache" / "worst.png"
+        names = {number: study.dataset.labels[number] for number in study.labels}
+        montage(volumes, labels, titles, path, affines=affines, names=names)
+        labelled = "all" if arm.labelled is None else arm.labelled
+        parts.append(embedded(path.read_bytes(), f"{arm.title}, {labelled} labelled, seed {arm.seeds[0]}"))
+        path.unlink()
+    return "".join(parts)
+
+
+def _details(summary: Summary) -> str:
+    settings = escape(summary.benchmark.model_dump_json(indent=1))
+    licence = escape(summary.licence or "not stated")
+    return (
+        f"<h2>Details</h2><p>Generator {escape(summary.generator)}; licence of the scans: {licence}; torch "
+        f"{torch.__version__}. All scores: cases.csv.</p><pre class='small'>{settings}</pre>"
+    )
+
+
+# -- figures -------------------------------------------------------------------------------------------------
+
+
+def _size(summary: Summary) -> tuple[float, float]:
+    return 10, 1.2 + 0.36 * len(summary.arms)
+
+
+def draw_arms(figure: "Figure", summary: Summary) -> None:
+    """Dice of each arm, and its difference from the comparator's."""
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1, 1])
+    names = []
+    for row, arm in enumerate(reversed(summary.arms)):
+        labelled = "all" if arm.labelled is None else arm.labelled
+        names.append(f"{arm.title} ({labelled})")
+        _bar(left, arm.dice, row, "0.2")
+        if arm.gain is not None:
+            _bar(right, arm.gain, row, GAIN if arm.verdict == "gain" else NONE)
+    left.set(yticks=range(len(names)), xlabel="Dice", title="Dice (labelled cases)")
+    left.set_yticklabels(names, fontsize=8)
+    right.axvline(0, color="0.2", linewidth=0.8)
+    comparator = summary.benchmark.comparator
+    right.set(xlabel="Dice", title=f"beyond {summary.benchmark.arms[comparator].title or comparator}")
+    for axes in (left, right):
+        axes.grid(axis="x", color="0.9")
+        axes.set_axisbelow(True)
+
+
+def _bar(axes: "Axes", figure: Interval, row: int, colour: str) -> None:
+    axes.plot([figure.low, figure.high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
+    axes.plot(figure.value, row, "o", color=colour, markersize=5)
+
+
+def _draw_efficiency(figure: "Figure", summary: Summary) -> None:
+    axes = figure.subplots()
+    by_arm: dict[str, list[ArmFigures]] = {}
+    for arm in summary.arms:
+        if arm.labelled is None:
+            axes.axhline(arm.dice.value, color="0.5", linestyle="--", linewidth=1)
+        else:
+            by_arm.setdefault(arm.title, []).append(arm)
+    for title, points in by_arm.items():
+        counts = [point.labelled or 0 for point in points]
+        axes.plot(counts, [point.dice.value for point in points], "o-", label=title, markersize=4)
+    axes.set(xlabel="labelled cases", ylabel="Dice", xscale="log", xticks=summary.benchmark.labelled)
+    axes.set_xticklabels([str(count) for count in summary.benchmark.labelled])
+    axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=7)
+
+
+def _save(draw, size: tuple[float, float], path: Path) -> None:  # type: ignore[no-untyped-def]
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})

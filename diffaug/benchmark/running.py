@@ -1,0 +1,68 @@
+"""Running the cells of a benchmark: in this process or in several, a shard of them or all."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+
+import torch
+
+from diffaug.benchmark.cells import Cell, is_done, run_cell
+from diffaug.benchmark.config import Benchmark
+from diffaug.benchmark.study import Study
+from diffaug.errors import DiffaugError
+from diffaug.progress import Progress
+
+
+def all_cells(benchmark: Benchmark) -> list[Cell]:
+    """Every cell, seed by seed, so that what is there early compares all arms."""
+    found = []
+    for seed in range(max(arm.seeds or benchmark.seeds for arm in benchmark.arms.values())):
+        for name, arm in benchmark.arms.items():
+            if seed >= (arm.seeds or benchmark.seeds):
+                continue
+            counts = benchmark.labelled if arm.labels == "few" else [None]
+            found += [Cell(count, name, seed) for count in counts]
+    return found
+
+
+def run_cells(study: Study, cells: Sequence[Cell], jobs: int, progress: Progress) -> int:
+    """Run the cells that are not done; each is kept as soon as it is.
+
+    Args:
+        jobs: processes, which share the CPU's cores.
+
+    Returns:
+        How many were run.
+
+    Raises:
+        DiffaugError: a cell was made by other settings, or cannot be run; names it.
+    """
+    if jobs < 1:
+        raise DiffaugError(f"jobs must be at least 1, got {jobs}")
+    pending = [cell for cell in cells if not is_done(study, cell)]
+    with progress.task("cells", total=len(cells), completed=len(cells) - len(pending)) as task:
+        if jobs == 1:
+            for cell in pending:
+                _named(study, cell)
+                task.advance()
+            return len(pending)
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        pool = ProcessPoolExecutor(
+            jobs, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+        )
+        try:
+            for done in as_completed([pool.submit(_named, study, cell) for cell in pending]):
+                done.result()
+                task.advance()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return len(pending)
+
+
+def _named(study: Study, cell: Cell) -> None:
+    """Run a cell; errors name it."""
+    try:
+        run_cell(study, cell, Progress(quiet=True))
+    except DiffaugError as error:
+        raise DiffaugError(f"{cell}: {error}") from error
