@@ -19,7 +19,7 @@ from diffaug.generators.card import Card
 from diffaug.operations import check_held_out
 from diffaug.operations.sources import card_of, reference
 from diffaug.segmentation.cases import Space, choose_space
-from diffaug.segmentation.networks import patch_multiple
+from diffaug.segmentation.networks import check_patch, patch_multiple
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,7 @@ class Study:
     def space(self) -> Space:
         """In which networks work: the benchmark's, or chosen from the training cases."""
         if self.benchmark.space is not None:
-            multiple = patch_multiple(self.benchmark.network)
-            if any(n % m for n, m in zip(self.benchmark.space.patch, multiple, strict=True)):
-                raise DiffaugError(
-                    f"a patch of {self.benchmark.space.patch} does not suit {self.benchmark.network.kind}: "
-                    f"its sides must be multiples of {multiple}"
-                )
+            check_patch(self.benchmark.network, self.benchmark.space.patch)
             return self.benchmark.space
         spacings, shapes = [], []
         for case in self.training:

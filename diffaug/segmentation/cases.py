@@ -83,6 +83,9 @@ def choose_space(
         int(m * max(1, ceil(round(float(n)) / m)))
         for n, m in zip(np.minimum(extents, side), multiple, strict=True)
     )
+    if (i, j, k) == tuple(multiple):
+        # A network keeps more than one voxel where it is coarsest.
+        i, j, k = 2 * i, 2 * j, 2 * k
     return Space(spacing=(a, b, c), patch=(i, j, k))
 
 

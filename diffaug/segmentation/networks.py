@@ -11,7 +11,7 @@
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -91,6 +91,20 @@ def build_network(plan: NetworkPlan, channels: int, classes: int, *, seed: int |
 def patch_multiple(plan: NetworkPlan) -> tuple[int, int, int]:
     """Of which the sides of a patch `(I, J, K)` are multiples, as the network halves them."""
     return _kind(plan).multiple(_settings(plan))
+
+
+def check_patch(plan: NetworkPlan, patch: Sequence[int]) -> None:
+    """Refuse a patch that the network cannot halve so often, or of which one voxel would be left.
+
+    Raises:
+        DiffaugError: names what it may be.
+    """
+    multiple = patch_multiple(plan)
+    if any(n % m for n, m in zip(patch, multiple, strict=True)) or tuple(patch) == multiple:
+        raise DiffaugError(
+            f"a patch of {tuple(patch)} voxels does not suit {plan.kind}: its sides must be multiples of "
+            f"{multiple}, and one of them larger than that"
+        )
 
 
 def is_head(plan: NetworkPlan, name: str) -> bool:

@@ -54,7 +54,9 @@ def score(
             dice = 2 * int((pair[0] & pair[1]).sum()) / sum(sizes)
             both = [torch.cat([~volume, volume], 1).float() for volume in pair]
             one, other = both
-            nsd = compute_surface_dice(one, other, [tolerance], spacing=tuple(spacing))
-            distance = compute_hausdorff_distance(one, other, percentile=95, spacing=tuple(spacing))
+            nsd = compute_surface_dice(one, other, [tolerance], spacing=tuple(map(float, spacing)))
+            distance = compute_hausdorff_distance(
+                one, other, percentile=95, spacing=tuple(map(float, spacing))
+            )
             found.append(Scores(dice, float(nsd), float(distance)))
     return found

@@ -6,13 +6,17 @@ import pytest
 from diffaug.errors import DiffaugError
 from diffaug.evaluation.statistics import (
     around,
+    gap_interval,
     half,
+    hierarchical_interval,
+    holm,
     ks_null,
     ks_statistic,
     mean_interval,
     nearer_share,
     nearer_share_interval,
     ratio_interval,
+    signed_rank,
 )
 
 
@@ -142,3 +146,45 @@ def test_an_interval_of_halves_lies_around_the_value_not_around_them() -> None:
     assert tuple(around(5.0, [100, 102, 104], level=0.6826894921)) == pytest.approx((5.0, 3.0, 7.0))
     assert tuple(around(0.9, [0.5, 0.9, 1.0])) == pytest.approx((0.9, 0.9 - 0.5186, 0.9 + 0.5186), abs=1e-3)
     assert tuple(around(5.0, [7, 7])) == (5.0, 5.0, 5.0)
+
+
+def test_hierarchical_interval_is_as_wide_as_seeds_and_clusters_make_it() -> None:
+    rng = np.random.default_rng(3)
+    seeds, patients = 40, 60
+    by_seed, by_patient = rng.normal(0, 1, seeds), rng.normal(0, 2, patients)
+    values = by_seed[:, None] + by_patient[None, :]
+    interval = hierarchical_interval(values, range(patients))
+    spread = np.sqrt(by_seed.var() / seeds + by_patient.var() / patients)
+    assert interval.value == pytest.approx(values.mean())
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+
+
+def test_hierarchical_interval_takes_patients_whole_and_skips_what_is_missing() -> None:
+    rng = np.random.default_rng(4)
+    values = rng.normal(size=(5, 30))
+    single = hierarchical_interval(values, range(30))
+    doubled = hierarchical_interval(np.repeat(values, 2, axis=1), np.repeat(np.arange(30), 2).tolist())
+    np.testing.assert_allclose(single, doubled)
+    beside = np.concatenate([values, np.full((5, 1), np.nan)], axis=1)
+    found = hierarchical_interval(beside, [*range(30), 0])
+    np.testing.assert_allclose(found, single)
+
+
+def test_gap_interval_is_the_share_where_all_gain_alike() -> None:
+    gaps = np.random.default_rng(5).uniform(0.02, 0.1, (3, 25))
+    interval = gap_interval(0.5 * gaps.mean(0)[None].repeat(3, 0), gaps.mean(0)[None], range(25))
+    assert tuple(interval) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_signed_rank_sees_clusters_not_cases() -> None:
+    gains = np.random.default_rng(6).normal(0.3, 1, (1, 20))
+    alone = signed_rank(gains, range(20))
+    copied = signed_rank(np.repeat(gains, 5, axis=1), np.repeat(np.arange(20), 5).tolist())
+    assert copied == pytest.approx(alone)
+    assert signed_rank(np.zeros((2, 6)), range(6)) == 1.0
