@@ -51,7 +51,7 @@ class ArmFigures(_Part):
     dice: Interval
     nsd: Interval
     hd95: Interval
-    by_label: dict[str, float]
+    by_label: dict[str, float | None]
     gain: Interval | None = None
     p: float | None = None
     holm: float | None = None
@@ -185,19 +185,11 @@ def _with_gains(study: Study, runs: dict[tuple[str, int | None], _Run], labelled
 def _figures(study: Study, name: str, labelled: int | None, run: _Run) -> ArmFigures:
     benchmark, arm = study.benchmark, study.benchmark.arms[name]
     seeds = sorted(run.results)
-    labels = list(run.results[seeds[0]].scores[0].dice)
-    by_label = {
-        label: float(
-            np.nanmean(
-                [
-                    np.nan if (value := score.dice[label]) is None else value
-                    for seed in seeds
-                    for score in run.results[seed].scores
-                ]
-            )
-        )
-        for label in labels
-    }
+    scores = [score for seed in seeds for score in run.results[seed].scores]
+    by_label: dict[str, float | None] = {}
+    for label in scores[0].dice:
+        known = [value for score in scores if (value := score.dice[label]) is not None]
+        by_label[label] = float(np.mean(known)) if known else None
     return ArmFigures(
         arm=name,
         title=arm.title or name,

@@ -14,7 +14,7 @@ import numpy as np
 from diffaug.benchmark.config import Arm, Benchmark
 from diffaug.datasets.reading import Dataset, read_dataset
 from diffaug.datasets.volumes import CaseFiles
-from diffaug.errors import DatasetError, DiffaugError, LeakError
+from diffaug.errors import DatasetError, DiffaugError
 from diffaug.generators.card import Card
 from diffaug.operations import check_held_out
 from diffaug.operations.sources import card_of, reference
@@ -114,8 +114,8 @@ def open_study(benchmark: Benchmark, data: Path, work: Path, *, patients: Path |
     """Read the dataset and check what can be checked before anything is trained.
 
     Raises:
-        DatasetError: it has no split, or too few labelled cases in it.
-        LeakError: a scored scan trained the generator, or a patient is on both sides of the split.
+        DatasetError: it has no split by patient, or too few labelled cases in it.
+        LeakError: a scored scan trained the generator.
         DiffaugError: the generator cannot do what an arm asks of it.
     """
     dataset = read_dataset(data, patients=patients)
@@ -134,9 +134,6 @@ def open_study(benchmark: Benchmark, data: Path, work: Path, *, patients: Path |
                 f"{max(benchmark.labelled)}"
             ]
         )
-    both = {case.patient for case in study.training} & {case.patient for case in study.scored}
-    if both:
-        raise LeakError(f"{len(both)} patients train and are scored, such as {min(both)}: split by patient")
     uses_generator = any(
         arm.transforms or any(stage.data == "synthetic" for stage in arm.pretraining)
         for arm in benchmark.arms.values()
