@@ -27,7 +27,7 @@ from diffaug.pretraining.stages import hand_over, objective, outputs
 from diffaug.progress import Progress
 from diffaug.segmentation.cases import read_prepared
 from diffaug.segmentation.networks import build_network
-from diffaug.segmentation.patches import Patches
+from diffaug.segmentation.patches import Listed, Patches
 from diffaug.segmentation.prediction import predict_case
 from diffaug.segmentation.scoring import score
 from diffaug.segmentation.training import Objective, Schedule, Segmentation, optimise
@@ -146,7 +146,8 @@ def run_cell(study: Study, cell: Cell, progress: Progress) -> CellResult:
     cases = read_prepared(chosen, study.space, study.classes, progress, "reading labelled cases")
     with _timed(seconds, "training"):
         schedule = benchmark.fine_tuning(arm)
-        patches = Patches(cases, study.space.patch, schedule.batch, case_seed(cell.seed, 0), swap)
+        own = case_seed(cell.seed, 0)
+        patches = Patches(Listed(cases, own), study.space.patch, schedule.batch, own, swap)
         losses = _optimise(network, Segmentation(patches, classes, schedule), schedule, str(cell), progress)
     with _timed(seconds, "scoring"):
         scores, predictions = _score(study, network, progress)
@@ -201,7 +202,8 @@ def _stage(
         hand_over(network, plan, weights, arm.pretraining[number - 1].method, stage.method)
     own = {"steps": stage.steps, "learning_rate": stage.learning_rate}
     schedule = study.benchmark.schedule.model_copy(update=own)
-    patches = Patches(cases, study.space.patch, schedule.batch, case_seed(seed, 1 + number))
+    stage_seed = case_seed(seed, 1 + number)
+    patches = Patches(Listed(cases, stage_seed), study.space.patch, schedule.batch, stage_seed)
     aim = objective(stage.method, patches, classes, schedule)
     losses = _optimise(network, aim, schedule, f"{stage.method} pretraining", progress)
     return {name: value.detach().contiguous() for name, value in tensors(network).items()}, losses

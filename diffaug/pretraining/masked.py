@@ -6,7 +6,7 @@ blanked has the mean intensity 0, and the loss counts it alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,24 +24,17 @@ class Masked:
     """The objective: mean squared error of blanked voxels, for a network with as many outputs as channels.
 
     Attributes:
-        patches: of cases whose label maps are not looked at.
+        patches: whose label maps are not looked at.
     """
 
     patches: Patches
     schedule: Schedule
 
-    @classmethod
-    def of(cls, patches: Patches, schedule: Schedule) -> "Masked":
-        """Of patches that lie anywhere, as labels must decide nothing."""
-        cases = [replace(case, label=None) for case in patches.cases]
-        return cls(replace(patches, cases=cases), schedule)
-
     def __call__(self, network: nn.Module, step: int) -> Tensor:
         random = self.patches.random(step)
-        images, _ = self.patches.draw(step, random)
-        images = images.to(next(network.parameters()).device)
-        nowhere = torch.zeros_like(images[:, :1], dtype=torch.int16)
-        images, _ = augmented(images, nowhere, 2, self.schedule, random)
+        images, labels = self.patches.draw(step, random)
+        device = next(network.parameters()).device
+        images, _ = augmented(images.to(device), labels.to(device), 2, self.schedule, random)
         blank = blanked(images.shape, random).to(images.device)
         restored = logits(network, images.masked_fill(blank, 0))
         return ((restored - images) ** 2).masked_select(blank.expand_as(images)).mean()

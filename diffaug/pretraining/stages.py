@@ -1,5 +1,6 @@
 """Pretraining by name: what each method optimises, and which weights it leaves."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -23,7 +24,7 @@ def objective(method: Method, patches: Patches, classes: int, schedule: Schedule
     """What a method optimises."""
     if method == "supervised":
         return Segmentation(patches, classes, schedule)
-    return Masked.of(patches, schedule)
+    return Masked(replace(patches, labelled=False), schedule)
 
 
 def hand_over(

@@ -59,7 +59,6 @@ class Segmentation:
     def __call__(self, network: nn.Module, step: int) -> Tensor:
         random = self.patches.random(step)
         images, labels = self.patches.draw(step, random)
-        assert labels is not None
         device = next(network.parameters()).device
         images, shares = augmented(images.to(device), labels.to(device), self.classes, self.schedule, random)
         return dice_and_cross_entropy(logits(network, images), shares)

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from diffaug.pretraining.masked import Masked, blanked
+from diffaug.pretraining.stages import objective
 from diffaug.segmentation.cases import Prepared
-from diffaug.segmentation.patches import Patches
+from diffaug.segmentation.patches import Listed, Patches
 from diffaug.segmentation.training import Schedule, optimise
 from tests.segmentation.test_cases import blobs
 
@@ -25,7 +26,7 @@ def test_cubes_cover_their_share() -> None:
 def test_the_loss_counts_what_is_blanked_alone() -> None:
     case, _ = blobs((16, 16, 16), np.eye(4))
     schedule = Schedule(steps=1, augmentation=False)
-    masked = Masked.of(Patches([case], (16, 16, 16), 1, 0), schedule)
+    masked = Masked(Patches(Listed([case], 0), (16, 16, 16), 1, 0, labelled=False), schedule)
 
     class Copy(nn.Module):
         """Gives back what it sees, which is 0 where it was blanked."""
@@ -50,7 +51,11 @@ def test_labels_decide_nothing() -> None:
     schedule = Schedule(steps=1)
     network = nn.Conv3d(1, 1, 3, padding=1)
     losses = [
-        float(Masked.of(Patches([one], (16, 16, 16), 2, 0), schedule)(network, 0))
+        float(
+            objective("masked", Patches(Listed([one], 0), (16, 16, 16), 2, 0), 3, schedule)(
+                network, 0
+            ).detach()
+        )
         for one in (case, unlabelled)
     ]
     assert losses[0] == losses[1]
@@ -62,6 +67,6 @@ def test_it_learns() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv3d(1, 8, 9, padding=4), nn.ReLU(), nn.Conv3d(8, 1, 3, padding=1))
     losses: list[float] = []
-    aim = Masked.of(Patches(cases, (16, 16, 16), 2, 0), schedule)
+    aim = Masked(Patches(Listed(cases, 0), (16, 16, 16), 2, 0), schedule)
     optimise(network, aim, schedule, lambda _, loss: losses.append(loss))
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
