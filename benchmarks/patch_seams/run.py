@@ -28,6 +28,8 @@ STRENGTHS = (0.5, 0.9)
 # Planes on each side of a face that it is compared with. They lie as far apart as the latent's points, since
 # a decoder's own pattern repeats so.
 AROUND = 3
+# Of planes, for the chance that faces are like them.
+DRAWS = 10_000
 
 
 def main() -> None:
@@ -117,6 +119,7 @@ def faces(
         others = [r for p, r in ratios.items() if p not in planes and p % factor in phases]
         found.append(
             {
+                "p": by_chance(at_faces, others),
                 "faces": len(at_faces),
                 "mean": float(np.mean(at_faces)),
                 "largest": max(at_faces),
@@ -128,11 +131,20 @@ def faces(
     return found
 
 
+def by_chance(at_faces: list[float], others: list[float]) -> float:
+    """How often as many planes that have no face, or any, taken at random would have so large a mean."""
+    planes, rng = np.array(at_faces + others), np.random.default_rng(0)
+    means = np.array([rng.permutation(planes)[: len(at_faces)].mean() for _ in range(DRAWS)])
+    return float((1 + (means >= np.mean(at_faces)).sum()) / (1 + DRAWS))
+
+
 def draw(volumes: dict[str, NDArray[np.float32]], path: Path) -> None:
-    """The middle slice of each volume along its last axis."""
-    figure = Figure(figsize=(3 * len(volumes), 3.6), layout="constrained")
+    """The middle slice of each volume along its last axis, where the head is."""
+    figure = Figure(figsize=(3 * len(volumes), 4.2), layout="constrained")
+    box = tuple(slice(n.min(), n.max() + 1) for n in np.nonzero(volumes["original"]))
     for axes, (title, volume) in zip(figure.subplots(1, len(volumes)), volumes.items(), strict=True):
-        axes.imshow(volume[:, :, volume.shape[2] // 2].T, cmap="gray", origin="lower")
+        head = volume[box]
+        axes.imshow(head[:, :, head.shape[2] // 2].T, cmap="gray", origin="lower")
         axes.set_title(title, fontsize=8)
         axes.axis("off")
     with atomic_path(path) as temporary:

@@ -16,6 +16,7 @@ from diffaug.cli.build import build
 from diffaug.cli.checkpoints import export_app, import_app
 from diffaug.cli.fit import fit
 from diffaug.cli.nnunet import nnunet_app
+from diffaug.cli.pretrain import pretrain
 from diffaug.cli.splits import splits
 from diffaug.cli.verbs import COMMANDS
 from diffaug.cli.wording import with_options
@@ -39,6 +40,7 @@ app.command()(fit)
 app.command()(build)
 app.command()(audit)
 app.command()(splits)
+app.command()(pretrain)
 app.command()(benchmark)
 app.add_typer(bank_app, name="bank")
 app.add_typer(nnunet_app, name="nnunet")

@@ -1,8 +1,9 @@
-"""Cases as segmentation networks see them: in RAS order at one spacing, standardised, large enough."""
+"""Cases as segmentation networks see them: of one orientation and spacing, standardised, large enough."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Self
 
 import numpy as np
 import torch
@@ -15,33 +16,51 @@ from diffaug.errors import DatasetError
 from diffaug.generators.grid import Grid, Placement, covering_grid, place
 from diffaug.progress import Progress
 
-ORIENTATION = ("R", "A", "S")
+RAS = ("R", "A", "S")
 # Percentiles to which intensities are clipped before they are standardised.
 CLIPPED = (0.5, 99.5)
 # Voxels of the largest patch that is chosen without being asked: what two CPU cores train in seconds.
 MOST_VOXELS = 64**3
 
 
+class Window(BaseModel):
+    """A scale of intensities such as HU: clipped to `low` and `high`, less `mean`, divided by `std`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    low: float
+    high: float
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, low: float, high: float) -> Self:
+        """That brings the bounds to -1 and 1."""
+        return cls(low=low, high=high, mean=(low + high) / 2, std=(high - low) / 2)
+
+
 class Space(BaseModel):
     """The space in which a network works.
 
     Attributes:
-        spacing: of voxels in RAS order, mm.
+        spacing: of voxels along the axes of the network's arrays, mm.
         patch: voxels that the network sees at once, `(I, J, K)`.
-        window: intensities that become -1 and 1, such as HU; None: each case is clipped to its 0.5 and 99.5
-            percentiles and scaled to zero mean and unit variance, channel by channel.
+        window: of intensities; None: each case is clipped to its 0.5 and 99.5 percentiles and scaled to zero
+            mean and unit variance, channel by channel.
+        orientation: where the axes of the network's arrays point.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     spacing: tuple[float, float, float]
     patch: tuple[int, int, int]
-    window: tuple[float, float] | None = None
+    window: Window | None = None
+    orientation: tuple[str, str, str] = RAS
 
     @property
     def grid(self) -> Grid:
         """A patch's grid; beyond a scan's end lies its mirror image."""
-        return Grid(ORIENTATION, self.spacing, self.patch)
+        return Grid(self.orientation, self.spacing, self.patch)
 
 
 @dataclass(frozen=True)
@@ -128,12 +147,11 @@ def _on_grid(label: Tensor, placement: Placement, classes: Mapping[int, int]) ->
     return placement.label_to_grid(one_hot[None])[0].argmax(0, keepdim=True).short()
 
 
-def standardise(image: Tensor, window: tuple[float, float] | None) -> Tensor:
+def standardise(image: Tensor, window: Window | None) -> Tensor:
     """`(C, I, J, K)` float32 in network units; see `Space.window`. A constant channel becomes zero."""
     values = image.float()
     if window is not None:
-        low, high = window
-        return 2 * (values.clamp(low, high) - low) / (high - low) - 1
+        return (values.clamp(window.low, window.high) - window.mean) / window.std
     channels = []
     for channel in values:
         low, high = np.percentile(channel.numpy(), CLIPPED)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from diffaug.segmentation.cases import Prepared, Space, choose_space, prepare, standardise
+from diffaug.segmentation.cases import Prepared, Space, Window, choose_space, prepare, standardise
 from diffaug.segmentation.patches import Listed, Patches
 from diffaug.segmentation.prediction import predict_case
 from diffaug.segmentation.scoring import score
@@ -94,7 +94,7 @@ def test_standardise() -> None:
     assert found.mean((1, 2, 3)).abs().max() < 1e-4
     assert (found.std((1, 2, 3)) - 1).abs().max() < 1e-3
     assert not standardise(torch.full((1, 4, 4, 4), 7.0), None).any()
-    window = standardise(torch.tensor([[[[-2000.0, -1000, 0, 400, 900]]]]), (-1000, 400))
+    window = standardise(torch.tensor([[[[-2000.0, -1000, 0, 400, 900]]]]), Window.of(-1000, 400))
     assert window.flatten().tolist() == pytest.approx([-1, -1, 3 / 7, 1, 1])
 
 
