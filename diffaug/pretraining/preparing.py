@@ -122,10 +122,8 @@ def read_material(
         train, held = hold_out(cases, HELD_OUT, plan.seed)
         training.append(train)
         held_out += held
-    for generator in generators:
-        source = next(
-            s for s in plan.sources if isinstance(s, GeneratorSource) and s.generator == generator.name
-        )
+    streamed = [source for source in plan.sources if isinstance(source, GeneratorSource)]
+    for source, generator in zip(streamed, generators, strict=True):
         classes = _classes(plan, generator.card.labels)
         training.append(Streamed(generator, plan.space, classes, plan.seed, source.reuse))
         apart = Streamed(generator, plan.space, classes, case_seed(plan.seed, 1), 1)
@@ -158,9 +156,9 @@ def _labels(asked: Asked) -> dict[int, str]:
     """Class -> name, of the first source; all others must know the same names."""
     if not any(stage.method == "supervised" for stage in asked.stages):
         return {0: "background"}
-    vocabularies = {str(dataset.root): dataset.labels for dataset in asked.datasets}
-    vocabularies |= {generator.name: generator.card.labels for generator in asked.generators}
-    (first, own), *others = vocabularies.items()
+    vocabularies = [(str(dataset.root), dataset.labels) for dataset in asked.datasets]
+    vocabularies += [(generator.name, dict(generator.card.labels)) for generator in asked.generators]
+    (first, own), *others = vocabularies
     names = [name for number, name in sorted(own.items()) if number != 0]
     if not names:
         raise LabelError(f"{first} has no labels, which supervised pretraining needs")
