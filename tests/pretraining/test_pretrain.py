@@ -139,8 +139,8 @@ def test_from_datasets_real_and_synthetic(tiny_generator: Generator, tmp_path: P
 
 def test_sources_that_do_not_belong_together(tiny_generator: Generator, tmp_path: Path) -> None:
     real = read_dataset(write_dataset(tmp_path / "real"))
+    other = make_tiny_generator(labels={0: "background", 1: "liver"})
     with pytest.raises(LabelError, match="does not know body, head"):
-        other = make_tiny_generator(labels={0: "background", 1: "liver"})
         make_plan(asked(tiny_generator, generators=[tiny_generator, other]))
     with pytest.raises(DiffaugError, match=r"\[1, 2\] channels"):
         make_plan(asked(tiny_generator, generators=[tiny_generator, make_tiny_generator(channels=2)]))
