@@ -23,7 +23,7 @@ from diffaug.errors import DiffaugError
 from diffaug.files import atomic_path, atomic_write_json, read_json
 from diffaug.generators.seeds import case_seed
 from diffaug.pretraining.loading import tensors
-from diffaug.pretraining.stages import hand_over, objective, outputs
+from diffaug.pretraining.stages import hand_over, objective, trained_network
 from diffaug.progress import Progress
 from diffaug.segmentation.cases import read_prepared
 from diffaug.segmentation.networks import build_network
@@ -197,7 +197,7 @@ def _stage(
     stage, plan = arm.pretraining[number], study.benchmark.network
     cases = pretraining_cases(study, stage, seed, progress)
     classes = len(study.labels) + 1
-    network = build_network(plan, study.channels, outputs(stage.method, study.channels, classes), seed=seed)
+    network = trained_network(stage.method, plan, study.channels, classes, seed)
     if weights:
         hand_over(network, plan, weights, arm.pretraining[number - 1].method, stage.method)
     own = {"steps": stage.steps, "learning_rate": stage.learning_rate}

@@ -24,6 +24,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from diffaug.errors import DiffaugError
+from diffaug.pretraining.stages import Method
 from diffaug.segmentation.cases import Space
 from diffaug.segmentation.networks import NetworkPlan
 from diffaug.segmentation.training import Schedule
@@ -56,14 +57,14 @@ class Pretraining(_Part):
     """One stage of pretraining.
 
     Attributes:
-        method: "supervised" on pairs, or "masked" autoencoding of images.
+        method: "supervised" on pairs, "masked" autoencoding of images, or "swin", that of Swin UNETR.
         data: "synthetic": sampled by the generator; "real": the training cases that it saw; or a dataset's
             folder.
         cases: number of synthetic ones.
         steps, learning_rate: of this stage.
     """
 
-    method: Literal["supervised", "masked"]
+    method: Method
     data: str = "synthetic"
     cases: int = Field(500, ge=1)
     steps: int = Field(ge=1)

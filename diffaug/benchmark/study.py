@@ -18,6 +18,7 @@ from diffaug.errors import DatasetError, DiffaugError
 from diffaug.generators.card import Card
 from diffaug.operations import check_held_out
 from diffaug.operations.sources import card_of, reference
+from diffaug.pretraining.stages import check_method
 from diffaug.segmentation.cases import Space, choose_space
 from diffaug.segmentation.networks import check_patch, patch_multiple
 
@@ -146,7 +147,9 @@ def open_study(benchmark: Benchmark, data: Path, work: Path, *, patients: Path |
             )
         files = [[str(file) for file in case.images] for case in study.scored]
         check_held_out(files, reference(benchmark.generator))
-    _ = study.space
+    for arm in benchmark.arms.values():
+        for stage in arm.pretraining:
+            check_method(stage.method, benchmark.network, study.space.patch)
     return study
 
 

@@ -109,6 +109,36 @@ def prepare(
     typer.echo(file)
 
 
+@nnunet_app.command("pretrain-recipe")
+def pretrain_recipe(
+    finetuning: Annotated[
+        str, typer.Argument(help="Id or name of the dataset that is trained on in the end; planned already.")
+    ],
+    pretraining: Annotated[
+        str, typer.Argument(help="Id or name of the dataset that comes first, such as a synthetic one.")
+    ],
+    plans: Annotated[str, typer.Option(help="Plans of FINETUNING.")] = "nnUNetPlans",
+    configuration: Annotated[str, typer.Option(help="That will be trained.")] = "3d_fullres",
+    processes: Annotated[int, typer.Option(min=1, help="Of the preprocessing.")] = 1,
+) -> None:
+    """Preprocess PRETRAINING by the plans of FINETUNING, so that one network fits both.
+
+    Prints the two commands that follow: training on the one, and training on the other from its weights.
+    """
+    import contextlib
+    import sys
+
+    from diffaug.nnunet.recipe import prepare_pretraining
+
+    first, second = (int(name) if name.isdecimal() else name for name in (finetuning, pretraining))
+    # nnU-Net talks on stdout, which is for the commands alone.
+    with contextlib.redirect_stdout(sys.stderr):
+        recipe = prepare_pretraining(
+            first, second, plans=plans, configuration=configuration, processes=processes
+        )
+    typer.echo("\n".join(recipe.commands))
+
+
 def _tell(trained: list[str] | None) -> None:
     """What the leak guard knows."""
     if trained is None:

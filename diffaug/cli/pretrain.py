@@ -13,6 +13,7 @@ class MethodName(StrEnum):
 
     SUPERVISED = "supervised"
     MASKED = "masked"
+    SWIN = "swin"
 
 
 class NetworkName(StrEnum):
@@ -56,8 +57,8 @@ def pretrain(
     method: Annotated[
         list[MethodName] | None,
         typer.Option(
-            help="Pairs of image and label (supervised), or images alone (masked); repeated: one after the "
-            "other.",
+            help="Pairs of image and label (supervised), or images alone: masked autoencoding, or the "
+            "self-supervision of Swin UNETR (swin); repeated: one after the other.",
             show_default="supervised",
         ),
     ] = None,

@@ -40,12 +40,18 @@ def write_handoffs(plan: PretrainingPlan, network: nn.Module, folder: Path) -> l
             "nnssl.pth": nnssl_checkpoint(plan, state),
         }
     elif kind == "smp3d":
-        own = {name: value for name, value in state.items() if name.startswith("encoder.")}
-        files = {"smp3d_encoder.pt": {name.removeprefix("encoder."): value for name, value in own.items()}}
+        encoder = {name: value for name, value in state.items() if name.startswith("encoder.")}
+        files = {
+            "smp3d_encoder.pt": {name.removeprefix("encoder."): value for name, value in encoder.items()}
+        }
     else:
-        # The last layer of masked autoencoding draws images.
-        drop = method != "supervised"
-        files = {"monai.pt": {n: v for n, v in state.items() if not (drop and is_head(plan.network, n))}}
+        own = set(state)
+        if method == "swin":
+            own = {name for name in state if name.startswith("swinViT.")}
+        elif method == "masked":
+            # Its last layer draws images.
+            own = {name for name in state if not is_head(plan.network, name)}
+        files = {"monai.pt": {name: value for name, value in state.items() if name in own}}
     for name, content in files.items():
         with atomic_path(folder / name) as temporary:
             torch.save(content, temporary)

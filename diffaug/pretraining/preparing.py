@@ -19,6 +19,7 @@ from diffaug.generators.seeds import case_seed
 from diffaug.pretraining.plan import DatasetSource, GeneratorSource, PretrainingPlan, Stage
 from diffaug.pretraining.pretrain import Material
 from diffaug.pretraining.sources import Streamed, hold_out
+from diffaug.pretraining.stages import check_method
 from diffaug.progress import Progress
 from diffaug.segmentation.cases import Prepared, Space, Window, choose_space, read_prepared
 from diffaug.segmentation.networks import NetworkPlan, check_patch, patch_multiple
@@ -85,6 +86,8 @@ def make_plan(asked: Asked) -> PretrainingPlan:
     ]
     space = _space(asked)
     check_patch(asked.network, space.patch)
+    for stage in asked.stages:
+        check_method(stage.method, asked.network, space.patch)
     return PretrainingPlan(
         network=asked.network,
         space=space,

@@ -19,10 +19,9 @@ from diffaug.pretraining.handoff import write_handoffs
 from diffaug.pretraining.loading import tensors
 from diffaug.pretraining.plan import PLAN, DatasetSource, PretrainingPlan, Stage, read_plan
 from diffaug.pretraining.sources import Mixed, Streamed
-from diffaug.pretraining.stages import hand_over, objective, outputs
+from diffaug.pretraining.stages import hand_over, objective, trained_network
 from diffaug.progress import Progress
 from diffaug.segmentation.cases import Prepared
-from diffaug.segmentation.networks import build_network
 from diffaug.segmentation.patches import Listed, Patches, Source
 from diffaug.segmentation.training import Objective
 from diffaug.training.loop import AveragedTrainer, History, run_loop
@@ -125,9 +124,7 @@ def check_output(plan: PretrainingPlan, output: Path) -> None:
 def _network(plan: PretrainingPlan, number: int, weights: dict[str, Tensor]) -> nn.Module:
     """The network of a stage, filled with what the one before left."""
     stage = plan.stages[number]
-    network = build_network(
-        plan.network, plan.channels, outputs(stage.method, plan.channels, len(plan.labels)), seed=plan.seed
-    )
+    network = trained_network(stage.method, plan.network, plan.channels, len(plan.labels), plan.seed)
     if number > 0:
         hand_over(network, plan.network, weights, plan.stages[number - 1].method, stage.method)
     return network

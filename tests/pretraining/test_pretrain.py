@@ -83,6 +83,24 @@ def test_masked_networks_of_monai_are_loaded_without_their_last_layer(
     assert 0 < len(found.missing_keys) < 8
 
 
+def test_the_seeds_method_leaves_an_encoder(tiny_generator: Generator, tmp_path: Path) -> None:
+    network = NetworkPlan.model_validate({"kind": "swinunetr", "settings": SMALL["swinunetr"]})
+    patch = (32, 32, 64)
+    order = asked(tiny_generator, network=network, stages=stages("swin", "supervised"), patch=patch)
+    run(order, tmp_path / "both")
+    run(asked(tiny_generator, network=network, stages=stages("swin"), patch=patch), tmp_path / "alone")
+    fresh = build_network(network, 1, 3)
+    found = fresh.load_state_dict(
+        torch.load(tmp_path / "alone" / "monai.pt", weights_only=True), strict=False
+    )
+    assert not found.unexpected_keys
+    assert not any(name.startswith("swinViT.") for name in found.missing_keys)
+    with pytest.raises(DiffaugError, match="pretrains a swinunetr, not a dynunet"):
+        make_plan(asked(tiny_generator, stages=stages("swin")))
+    with pytest.raises(DiffaugError, match="two equal sides"):
+        make_plan(asked(tiny_generator, network=network, stages=stages("swin"), patch=(32, 64, 96)))
+
+
 def test_interrupted_it_goes_on_to_the_same_bytes(
     tiny_generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
