@@ -70,7 +70,7 @@ def test_from_a_generator_to_monai(tiny_generator: Generator, tmp_path: Path) ->
     assert plan.labels == {0: "background", 1: "head", 2: "body"}
 
 
-@pytest.mark.parametrize("kind", ["segresnet", "unet", "swinunetr"])
+@pytest.mark.parametrize("kind", ["segresnet", "unet", pytest.param("swinunetr", marks=pytest.mark.slow)])
 def test_masked_networks_of_monai_are_loaded_without_their_last_layer(
     kind: str, tiny_generator: Generator, tmp_path: Path
 ) -> None:
@@ -83,6 +83,7 @@ def test_masked_networks_of_monai_are_loaded_without_their_last_layer(
     assert 0 < len(found.missing_keys) < 8
 
 
+@pytest.mark.slow
 def test_the_seeds_method_leaves_an_encoder(tiny_generator: Generator, tmp_path: Path) -> None:
     network = NetworkPlan.model_validate({"kind": "swinunetr", "settings": SMALL["swinunetr"]})
     patch = (32, 32, 64)
