@@ -116,6 +116,12 @@ def build(
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda.", show_default="the fastest there is")
     ] = None,
+    nnssl: Annotated[
+        bool,
+        typer.Option(
+            "--nnssl", help="Also write pretrain_data.json, by which nnssl pretrains on the dataset."
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what was done as JSON, instead of the folder.")
     ] = False,
@@ -164,6 +170,11 @@ def build(
         inspector=inspector,
         progress=progress,
     )
+    if nnssl:
+        from diffaug.datasets.nnssl import write_nnssl
+        from diffaug.datasets.reading import read_dataset
+
+        write_nnssl(read_dataset(done.output))
     for path in done.repaired:
         typer.echo(f"{path} was missing or altered and was made again", err=True)
     if done.rejected:
