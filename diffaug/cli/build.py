@@ -118,9 +118,7 @@ def build(
     ] = None,
     nnssl: Annotated[
         bool,
-        typer.Option(
-            "--nnssl", help="Also write pretrain_data.json, by which nnssl pretrains on the dataset."
-        ),
+        typer.Option("--nnssl", help="Also write pretrain_data.json, which nnssl reads."),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what was done as JSON, instead of the folder.")
