@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,19 +10,21 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffaug.benchmark.config import Arm
+from diffaug.benchmark.nnunet_backend import home, train_and_predict
 from diffaug.benchmark.pools import digest, pretraining_cases, variants
 from diffaug.benchmark.study import Study, draw_labelled
 from diffaug.datasets.manifest import differences
-from diffaug.datasets.volumes import load_case
+from diffaug.datasets.volumes import CaseFiles, load_case
 from diffaug.errors import DiffaugError
 from diffaug.files import atomic_path, atomic_write_json, read_json
 from diffaug.generators.seeds import case_seed
-from diffaug.pretraining.loading import tensors
+from diffaug.pretraining.loading import load_pretrained, tensors
 from diffaug.pretraining.stages import hand_over, objective, trained_network
 from diffaug.progress import Progress
 from diffaug.segmentation.cases import read_prepared
@@ -47,6 +49,11 @@ class Cell(NamedTuple):
         """Where its result lies."""
         count = "all" if self.labelled is None else str(self.labelled)
         return work / "cells" / f"labelled-{count}" / self.arm / f"seed-{self.seed}.json"
+
+    @property
+    def name(self) -> str:
+        """As a file's name."""
+        return "-".join(self.file(Path()).with_suffix("").parts[1:])
 
     def __str__(self) -> str:
         count = "all cases" if self.labelled is None else f"{self.labelled} labelled"
@@ -131,16 +138,48 @@ def run_cell(study: Study, cell: Cell, progress: Progress) -> CellResult:
     chosen = study.training
     if cell.labelled is not None:
         chosen = draw_labelled(study.training, cell.labelled, cell.seed)
-    classes = len(study.labels) + 1
+    train = _by_nnunet if benchmark.backend == "nnunet" else _by_monai
     seconds: dict[str, float] = {}
+    outcome = train(study, cell, chosen, seconds, progress)
+    scores = _score(study, outcome.predictions)
+    result = CellResult(
+        settings=study.settings(arm, cell.labelled, cell.seed),
+        labelled_cases=[case.name for case in chosen],
+        scores=scores,
+        losses=outcome.losses,
+        pretraining_losses=outcome.pretraining_losses,
+        loaded=outcome.loaded,
+        seconds=seconds,
+        threads=torch.get_num_threads(),
+    )
+    _keep_predictions(study, cell, outcome.predictions)
+    atomic_write_json(cell.file(study.work), result.model_dump(mode="json"))
+    return result
+
+
+class _Outcome(NamedTuple):
+    """Predicted label maps by case, and what a cell tells of its training."""
+
+    predictions: dict[str, NDArray[np.int16]]
+    losses: list[float]
+    pretraining_losses: list[list[float]]
+    loaded: str | None
+
+
+def _by_monai(
+    study: Study, cell: Cell, chosen: Sequence[CaseFiles], seconds: dict[str, float], progress: Progress
+) -> _Outcome:
+    """Train the benchmark's network on the chosen cases."""
+    benchmark, arm = study.benchmark, study.benchmark.arms[cell.arm]
+    classes = len(study.labels) + 1
+    loaded: str | None = None
+    pretraining_losses: list[list[float]] = []
     with _timed(seconds, "pretraining"):
-        network = build_network(benchmark.network, study.channels, classes, seed=cell.seed)
-        loaded: str | None = None
-        pretraining_losses: list[list[float]] = []
+        network = build_network(study.network, study.channels, classes, seed=cell.seed)
         if arm.pretraining:
             weights, pretraining_losses = pretrained(study, arm, cell.seed, progress)
             last = arm.pretraining[-1].method
-            loaded = str(hand_over(network, benchmark.network, weights, last, "supervised"))
+            loaded = str(hand_over(network, study.network, weights, last, "supervised"))
     with _timed(seconds, "variants"):
         swap = variants(study, arm, chosen, cell.seed, progress)
     cases = read_prepared(chosen, study.space, study.classes, progress, "reading labelled cases")
@@ -149,21 +188,47 @@ def run_cell(study: Study, cell: Cell, progress: Progress) -> CellResult:
         own = case_seed(cell.seed, 0)
         patches = Patches(Listed(cases, own), study.space.patch, schedule.batch, own, swap)
         losses = _optimise(network, Segmentation(patches, classes, schedule), schedule, str(cell), progress)
-    with _timed(seconds, "scoring"):
-        scores, predictions = _score(study, network, progress)
-    result = CellResult(
-        settings=study.settings(arm, cell.labelled, cell.seed),
-        labelled_cases=[case.name for case in chosen],
-        scores=scores,
-        losses=losses,
-        pretraining_losses=pretraining_losses,
-        loaded=loaded,
-        seconds=seconds,
-        threads=torch.get_num_threads(),
-    )
-    _keep_predictions(study, cell, predictions)
-    atomic_write_json(cell.file(study.work), result.model_dump(mode="json"))
-    return result
+    with _timed(seconds, "prediction"):
+        scored = read_prepared(study.scored, study.space, study.classes, progress, "reading scored cases")
+        ids = np.array([0, *study.labels], dtype=np.int16)
+        predictions = {
+            case.name: ids[predict_case(network, case, study.space.patch).numpy()] for case in scored
+        }
+    return _Outcome(predictions, losses, pretraining_losses, loaded)
+
+
+def _by_nnunet(
+    study: Study, cell: Cell, chosen: Sequence[CaseFiles], seconds: dict[str, float], progress: Progress
+) -> _Outcome:
+    """Train nnU-Net on the chosen cases; its log holds its losses."""
+    arm, file = study.benchmark.arms[cell.arm], None
+    pretraining_losses: list[list[float]] = []
+    with _timed(seconds, "pretraining"):
+        if arm.pretraining:
+            weights, pretraining_losses = pretrained(study, arm, cell.seed, progress)
+            last = arm.pretraining[-1].method
+            plan, classes = study.network, len(study.labels) + 1
+            network = trained_network(last, plan, study.channels, classes, cell.seed)
+            load_pretrained(network, weights)
+            file = home(study.work) / f"{cell.name}.pth"
+            with atomic_path(file) as temporary:
+                torch.save({"network_weights": network.state_dict()}, temporary)
+    with _timed(seconds, "training"):
+        predictions = train_and_predict(
+            arm,
+            study.benchmark.generator,
+            chosen,
+            study.benchmark.fine_tuning(arm).steps,
+            file,
+            cell.seed,
+            study.work,
+            study.benchmark.name,
+            cell.name,
+        )
+    if file is not None:
+        file.unlink()
+    loaded = None if file is None else "by nnU-Net: all but the last layers"
+    return _Outcome(predictions, [], pretraining_losses, loaded)
 
 
 def pretrained(
@@ -194,7 +259,7 @@ def _stage(
     study: Study, arm: Arm, number: int, weights: dict[str, Tensor], seed: int, progress: Progress
 ) -> tuple[dict[str, Tensor], list[float]]:
     """One stage of pretraining, from the weights of the stage before it."""
-    stage, plan = arm.pretraining[number], study.benchmark.network
+    stage, plan = arm.pretraining[number], study.network
     cases = pretraining_cases(study, stage, seed, progress)
     classes = len(study.labels) + 1
     network = trained_network(stage.method, plan, study.channels, classes, seed)
@@ -231,37 +296,28 @@ def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
     seconds[part] = round(time.monotonic() - began, 1)
 
 
-def _score(
-    study: Study, network: nn.Module, progress: Progress
-) -> tuple[list[CaseScore], dict[str, np.ndarray]]:
-    scored = read_prepared(study.scored, study.space, study.classes, progress, "reading scored cases")
+def _score(study: Study, predictions: dict[str, NDArray[np.int16]]) -> list[CaseScore]:
+    """Scores of all cases, on their own voxels."""
     names = [study.dataset.labels[number] for number in study.labels]
-    scores, predictions = [], {}
-    with progress.task("scoring", total=len(scored)) as task:
-        for case, files in zip(scored, study.scored, strict=True):
-            loaded = load_case(files)
-            assert loaded.label is not None
-            found = predict_case(network, case, study.space.patch)
-            ids = torch.tensor([0, *study.labels], dtype=torch.int16)
-            own = ids[found.long()]
-            spacing = np.linalg.norm(loaded.affine[:3, :3], axis=0)
-            found_scores = score(
-                own, torch.from_numpy(loaded.label), study.labels, spacing, study.benchmark.tolerance
-            )
-            rows: dict[str, dict[str, float | None]] = {
-                figure: {
-                    name: None if math.isnan(value) else float(value)
-                    for name, value in zip(names, (getattr(s, figure) for s in found_scores), strict=True)
-                }
-                for figure in ("dice", "nsd", "hd95")
+    scores = []
+    for case in study.scored:
+        loaded = load_case(case)
+        assert loaded.label is not None
+        spacing = np.linalg.norm(loaded.affine[:3, :3], axis=0)
+        own, true = (torch.from_numpy(label) for label in (predictions[case.name], loaded.label))
+        found = score(own, true, study.labels, spacing, study.benchmark.tolerance)
+        rows: dict[str, dict[str, float | None]] = {
+            figure: {
+                name: None if math.isnan(value) else float(value)
+                for name, value in zip(names, (getattr(one, figure) for one in found), strict=True)
             }
-            scores.append(CaseScore(case=case.name, patient=case.patient, **rows))
-            predictions[case.name] = own.numpy().astype(np.int16)
-            task.advance()
-    return scores, predictions
+            for figure in ("dice", "nsd", "hd95")
+        }
+        scores.append(CaseScore(case=case.name, patient=case.patient, **rows))
+    return scores
 
 
-def _keep_predictions(study: Study, cell: Cell, predictions: dict[str, np.ndarray]) -> None:
+def _keep_predictions(study: Study, cell: Cell, predictions: dict[str, NDArray[np.int16]]) -> None:
     """For the montages of the report."""
     file = study.work / "predictions" / cell.file(Path()).relative_to("cells").with_suffix(".npz")
     with atomic_path(file) as temporary, temporary.open("wb") as stream:

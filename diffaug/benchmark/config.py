@@ -121,6 +121,7 @@ class Benchmark(_Part):
     Attributes:
         name: of the benchmark.
         generator: bundled name, or folder.
+        backend: "monai", or "nnunet": real nnU-Net, with its own network, space, loss and augmentation.
         network: that is trained; space: in which, by default chosen from the training cases.
         subset: of the dataset's split that is scored.
         labelled: numbers of labelled cases.
@@ -134,6 +135,7 @@ class Benchmark(_Part):
 
     name: str
     generator: str = "hippocampus-mr"
+    backend: Literal["monai", "nnunet"] = "monai"
     network: NetworkPlan = NetworkPlan()
     space: Space | None = None
     subset: Literal["validation", "test"] = "test"
@@ -155,6 +157,14 @@ class Benchmark(_Part):
         asked += [name for comparison in self.comparisons for name in (comparison.arm, comparison.reference)]
         if unknown := sorted(set(asked) - set(self.arms)):
             raise ValueError(f"{', '.join(unknown)} is no arm; the arms are {', '.join(self.arms)}")
+        if self.backend == "nnunet" and (self.network != NetworkPlan() or self.space is not None):
+            raise ValueError("nnU-Net plans network and space by itself: leave them out")
+        for name, arm in self.arms.items():
+            if self.backend == "nnunet" and (len(arm.transforms) > 1 or not arm.augmentation):
+                raise ValueError(
+                    f"{name}: nnU-Net draws from one bank, and has its own augmentation: give one transform "
+                    "an arm, and no `augmentation: false`"
+                )
         if min(self.labelled) < 1:
             raise ValueError(f"labelled must be at least 1, got {min(self.labelled)}")
         return self

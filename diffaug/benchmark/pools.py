@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from diffaug.bank.building import OPERATIONS
 from diffaug.benchmark.config import Arm, Pretraining
+from diffaug.benchmark.operations import operation_of
 from diffaug.benchmark.study import Study
 from diffaug.datasets.reading import read_dataset
 from diffaug.datasets.volumes import CaseFiles, load_case
@@ -84,7 +84,7 @@ def variants(
     total = len(cases) * sum(use.variants for use in arm.transforms)
     with progress.task("varying", total=total) as task:
         for number, use in enumerate(arm.transforms):
-            operation = OPERATIONS[use.operation](study.benchmark.generator, **_tuples(use.ranges))
+            operation = operation_of(use, study.benchmark.generator)
             pool: dict[str, list[Prepared]] = {}
             for row, case in enumerate(cases):
                 loaded = load_case(case)
@@ -122,7 +122,3 @@ def variants(
 def digest(content: Any) -> str:
     """A short name for plain JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _tuples(ranges: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in ranges.items()}

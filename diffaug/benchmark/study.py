@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,17 @@ import nibabel as nib
 import numpy as np
 
 from diffaug.benchmark.config import Arm, Benchmark
+from diffaug.benchmark.nnunet_backend import plan, read_plans
 from diffaug.datasets.reading import Dataset, read_dataset
 from diffaug.datasets.volumes import CaseFiles
 from diffaug.errors import DatasetError, DiffaugError
 from diffaug.generators.card import Card
 from diffaug.operations import check_held_out
 from diffaug.operations.sources import card_of, reference
+from diffaug.pretraining.preparing import nnunet_space
 from diffaug.pretraining.stages import check_method
 from diffaug.segmentation.cases import Space, choose_space
-from diffaug.segmentation.networks import check_patch, patch_multiple
+from diffaug.segmentation.networks import NetworkPlan, check_patch, patch_multiple
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,15 @@ class Study:
         benchmark: what is compared.
         dataset: with split and label maps.
         work: folder of caches and results.
+        network: the benchmark's, or that of nnU-Net's plans.
+        given: the benchmark's space, or that of nnU-Net's plans, if any.
     """
 
     benchmark: Benchmark
     dataset: Dataset
     work: Path
+    network: NetworkPlan
+    given: Space | None
 
     @cached_property
     def training(self) -> list[CaseFiles]:
@@ -75,16 +81,16 @@ class Study:
     @cached_property
     def space(self) -> Space:
         """In which networks work: the benchmark's, or chosen from the training cases."""
-        if self.benchmark.space is not None:
-            check_patch(self.benchmark.network, self.benchmark.space.patch)
-            return self.benchmark.space
+        if self.given is not None:
+            check_patch(self.network, self.given.patch)
+            return self.given
         spacings, shapes = [], []
         for case in self.training:
             header: Any = nib.load(case.images[0])
             axes = np.argsort(nib.orientations.io_orientation(header.affine)[:, 0])
             spacings.append(nib.affines.voxel_sizes(header.affine)[axes])
             shapes.append([header.shape[axis] for axis in axes])
-        return choose_space(spacings, shapes, patch_multiple(self.benchmark.network))
+        return choose_space(spacings, shapes, patch_multiple(self.network))
 
     def settings(self, arm: Arm, labelled: int | None, seed: int) -> dict[str, Any]:
         """Everything that decides a cell's result, as plain JSON."""
@@ -93,7 +99,7 @@ class Study:
             "arm": arm.model_dump(mode="json", exclude={"title", "seeds"}),
             "labelled": labelled,
             "seed": seed,
-            "network": benchmark.network.model_dump(mode="json"),
+            "network": self._network,
             "space": self.space.model_dump(mode="json"),
             "schedule": benchmark.fine_tuning(arm).model_dump(mode="json"),
             "generator": self.card.weights_hash,
@@ -101,6 +107,15 @@ class Study:
             "tolerance": benchmark.tolerance,
             "cases": self._cases_hash,
         }
+
+    @cached_property
+    def _network(self) -> dict[str, Any]:
+        """What is trained, wherever its plans lie."""
+        network = self.network.model_dump(mode="json")
+        if self.benchmark.backend == "nnunet":
+            plans = read_plans(Path(network["settings"]["plans"]))
+            network["settings"] = {"plans": hashlib.sha256(plans.encode()).hexdigest()[:16]}
+        return network
 
     @cached_property
     def _cases_hash(self) -> str:
@@ -124,7 +139,7 @@ def open_study(benchmark: Benchmark, data: Path, work: Path, *, patients: Path |
         raise DatasetError(
             [f"{dataset.root} has no splits.json: name the cases of train, validation and test in one"]
         )
-    study = Study(benchmark, dataset, work)
+    study = Study(benchmark, dataset, work, benchmark.network, benchmark.space)
     for part, cases in study._parts().items():
         if not cases:
             raise DatasetError([f"{dataset.root} has no labelled {part} case"])
@@ -135,6 +150,10 @@ def open_study(benchmark: Benchmark, data: Path, work: Path, *, patients: Path |
                 f"{max(benchmark.labelled)}"
             ]
         )
+    if benchmark.backend == "nnunet":
+        file = plan(dataset, study.training, study.scored, work, benchmark.name)
+        network = NetworkPlan(kind="nnunet", settings={"plans": str(file)})
+        study = replace(study, network=network, given=nnunet_space(network))
     uses_generator = any(
         arm.transforms or any(stage.data == "synthetic" for stage in arm.pretraining)
         for arm in benchmark.arms.values()
@@ -149,7 +168,7 @@ def open_study(benchmark: Benchmark, data: Path, work: Path, *, patients: Path |
         check_held_out(files, reference(benchmark.generator))
     for arm in benchmark.arms.values():
         for stage in arm.pretraining:
-            check_method(stage.method, benchmark.network, study.space.patch)
+            check_method(stage.method, study.network, study.space.patch)
     return study
 
 

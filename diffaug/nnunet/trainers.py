@@ -1,5 +1,6 @@
 """The trainers, which nnU-Net finds by `export nnUNet_extTrainer=$(diffaug nnunet trainer-dir)`."""
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,12 @@ try:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 except ImportError as error:
     raise ExtraError("nnU-Net", "nnunet") from error
+
+
+# Environment variable of `nnUNetTrainerSteps`.
+STEPS = "DIFFAUG_NNUNET_STEPS"
+# The learning rate falls once an epoch.
+STEPS_AN_EPOCH = 25
 
 
 class _PredictableWithoutUs(nnUNetTrainer):  # type: ignore[misc]
@@ -94,6 +101,36 @@ class nnUNetTrainerDiffAug(_PredictableWithoutUs):  # noqa: N801
             f"{len(training.banked & set(training.identifiers))} of {len(training.identifiers)} cases"
         )
         return training, validation
+
+
+class _Steps(nnUNetTrainer):  # type: ignore[misc]
+    """For benchmarks: as many iterations as `DIFFAUG_NNUNET_STEPS` says, and no validation."""
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        steps = int(os.environ[STEPS])
+        self.num_epochs = max(1, round(steps / STEPS_AN_EPOCH))
+        self.num_iterations_per_epoch = max(1, round(steps / self.num_epochs))
+        self.num_val_iterations_per_epoch = 1
+        self.save_every = self.num_epochs + 1
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Scores come from elsewhere."""
+
+
+class nnUNetTrainerSteps(_Steps):  # noqa: N801
+    """nnU-Net's trainer for a benchmark's number of iterations."""
+
+
+class nnUNetTrainerDiffAugSteps(_Steps, nnUNetTrainerDiffAug):  # noqa: N801
+    """The same with a bank."""
 
 
 class nnUNetTrainerDiffAugGPU(_PredictableWithoutUs):  # noqa: N801

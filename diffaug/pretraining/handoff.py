@@ -18,6 +18,7 @@ from diffaug.files import atomic_path, read_json
 from diffaug.pretraining.plan import PretrainingPlan
 from diffaug.segmentation.networks import is_head
 
+NNUNET = "nnunet.pth"
 CITATIONS = [
     {
         "type": "Pretraining",
@@ -36,7 +37,7 @@ def write_handoffs(plan: PretrainingPlan, network: nn.Module, folder: Path) -> l
     kind, method = plan.network.kind, plan.stages[-1].method
     if kind == "nnunet":
         files: dict[str, Any] = {
-            "nnunet.pth": {"network_weights": state},
+            NNUNET: {"network_weights": state},
             "nnssl.pth": nnssl_checkpoint(plan, state),
         }
     elif kind == "smp3d":

@@ -185,7 +185,7 @@ def _classes(plan: PretrainingPlan, labels: Mapping[int, str]) -> dict[int, int]
 
 def _space(asked: Asked) -> Space:
     if asked.network.kind == "nnunet":
-        chosen = _nnunet_space(asked.network)
+        chosen = nnunet_space(asked.network)
     else:
         spacings: list[Sequence[float]] = []
         shapes: list[Sequence[int]] = []
@@ -206,7 +206,7 @@ def _space(asked: Asked) -> Space:
     return chosen.model_copy(update={name: value for name, value in own.items() if value is not None})
 
 
-def _nnunet_space(network: NetworkPlan) -> Space:
+def nnunet_space(network: NetworkPlan) -> Space:
     """What nnU-Net's plans say. Its arrays have the axes of the file in reverse order, then
     `transpose_forward`; of files that are stored in RAS order these point S, A, R."""
     file, name = Path(network.settings["plans"]), network.settings.get("configuration", "3d_fullres")

@@ -330,3 +330,33 @@ def test_without_a_gap_there_is_no_share_of_it(
     assert all(arm.share is None for arm in summary.arms)
     assert summary.missing == 1
     assert "Not finished" in write_report(own, summary, cells).read_text()
+
+
+# -- nnU-Net
+
+
+@pytest.mark.slow
+def test_cells_by_real_nnunet(dataset: Path, tiny_generator_folder: Path, tmp_path: Path) -> None:
+    """Plans once; trains from scratch, with a bank, and from weights that diffaug pretrained."""
+    arms = {
+        "matched": {"steps": 2},
+        "variation": {
+            "steps": 2,
+            "transforms": [{"operation": "variation", "probability": 0.5, "variants": 2}],
+        },
+        "images": {"steps": 1, "pretraining": [{"method": "masked", "steps": 1, "cases": 2}]},
+    }
+    changes: dict[str, Any] = {"backend": "nnunet", "arms": arms, "ceiling": None, "comparisons": []}
+    content = config(tiny_generator_folder) | changes
+    del content["network"], content["space"]
+    own = open_study(Benchmark.model_validate(content), dataset, tmp_path / "work")
+    assert own.network.kind == "nnunet"
+    cells = all_cells(own.benchmark)
+    assert run_cells(own, cells, 1, QUIET) == 3
+    again = open_study(Benchmark.model_validate(content), dataset, tmp_path / "work")
+    assert run_cells(again, cells, 1, QUIET) == 0
+    for cell in cells:
+        result = read_cell(cell.file(own.work))
+        assert [score.case for score in result.scores] == SPLIT["test"]
+    assert summarise(own, cells).missing == 0
+    assert not any((tmp_path / "work" / "nnunet" / "cells").iterdir())

@@ -3,6 +3,16 @@
 Classes that were defined in this folder could not be pickled, since nnU-Net forgets its modules again.
 """
 
-from diffaug.nnunet.trainers import nnUNetTrainerDiffAug, nnUNetTrainerDiffAugGPU
+from diffaug.nnunet.trainers import (
+    nnUNetTrainerDiffAug,
+    nnUNetTrainerDiffAugGPU,
+    nnUNetTrainerDiffAugSteps,
+    nnUNetTrainerSteps,
+)
 
-__all__ = ["nnUNetTrainerDiffAug", "nnUNetTrainerDiffAugGPU"]
+__all__ = [
+    "nnUNetTrainerDiffAug",
+    "nnUNetTrainerDiffAugGPU",
+    "nnUNetTrainerDiffAugSteps",
+    "nnUNetTrainerSteps",
+]

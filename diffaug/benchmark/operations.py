@@ -1,0 +1,19 @@
+"""The operations that arms name."""
+
+from typing import Any
+
+from diffaug.bank.building import OPERATIONS
+from diffaug.benchmark.config import TransformUse
+from diffaug.operations import Operation
+
+
+def operation_of(use: TransformUse, generator: str) -> Operation:
+    """What an arm draws variants from.
+
+    Raises:
+        DiffaugError, ValueError: the generator cannot do that, or ranges that it does not know.
+    """
+    ranges: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in use.ranges.items()
+    }
+    return OPERATIONS[use.operation](generator, **ranges)
