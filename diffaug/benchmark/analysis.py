@@ -91,6 +91,7 @@ class Summary(_Part):
     scored: int
     patients: int
     generator: str
+    network: str
     arms: list[ArmFigures]
     margins: list[Margin]
     missing: int
@@ -145,6 +146,7 @@ def summarise(study: Study, cells: Sequence[Cell]) -> Summary:
         scored=len(study.scored),
         patients=len({case.patient for case in study.scored}),
         generator=f"{study.card.name} {study.card.weights_hash[:12]}",
+        network="nnU-Net" if benchmark.backend == "nnunet" else study.network.kind,
         arms=arms,
         margins=margins,
         missing=missing,

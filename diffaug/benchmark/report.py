@@ -138,7 +138,7 @@ def _head(summary: Summary) -> str:
     )
     counts = " and ".join(map(str, benchmark.labelled))
     return (
-        f"<h1>Benchmark {escape(benchmark.name)}</h1><p>{escape(benchmark.network.kind)} trained on {counts} "
+        f"<h1>Benchmark {escape(benchmark.name)}</h1><p>{escape(summary.network)} trained on {counts} "
         f"labelled cases of {escape(summary.dataset)} and scored on {summary.scored} {benchmark.subset} "
         f"cases of {summary.patients} other patients. Each seed draws its own labelled patients, initial "
         "weights and augmentation; they are the same in all arms. Arms differ in what is named, and, "
