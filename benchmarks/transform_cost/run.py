@@ -127,12 +127,11 @@ def cpu_seconds(function: Callable[[], object]) -> float:
     what takes longer than `SECONDS` is called twice, the first call included."""
     begun, started = time.perf_counter(), time.process_time()
     function()
-    if slow := time.perf_counter() - begun > SECONDS:
+    if time.perf_counter() - begun > SECONDS:
         function()
-    else:
-        begun, started = time.perf_counter(), time.process_time()
-    count = 2 if slow else 0
-    while not slow and (count < LEAST or time.perf_counter() - begun < SECONDS):
+        return (time.process_time() - started) / 2
+    count, begun, started = 0, time.perf_counter(), time.process_time()
+    while count < LEAST or time.perf_counter() - begun < SECONDS:
         function()
         count += 1
     return (time.process_time() - started) / count
