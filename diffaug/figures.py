@@ -68,6 +68,7 @@ def montage(
     names: Mapping[int, str] | None = None,
     heading: str = "",
     footer: str = "",
+    shown: Sequence[ArrayLike | None] | None = None,
 ) -> None:
     """Draw each volume in three planes through the middle of its label, outlined, and write a PNG file.
 
@@ -83,6 +84,7 @@ def montage(
         affines: (4, 4) of each, RAS+ mm; default: axes run to the right, front and top, voxels are cubes.
         names: label id -> name, for the legend; default: the ids themselves.
         heading, footer: text above and below.
+        shown: label maps through whose middle the planes go; default: the ones that are drawn.
 
     Raises:
         ValueError: the sequences differ in length or are empty, or a volume and its label in shape.
@@ -98,6 +100,10 @@ def montage(
             "give as many of each, at least one"
         )
     cases = [_canonical(*case) for case in zip(volumes, labels, places, strict=True)]
+    cut = [
+        case if shown is None else _canonical(volume, label, place)
+        for case, volume, label, place in zip(cases, volumes, shown or labels, places, strict=True)
+    ]
     found = {int(number) for case in cases if case.label is not None for number in np.unique(case.label)}
     legend = {number: f"label {number}" for number in sorted(found - {0})} if names is None else dict(names)
     legend.pop(0, None)
@@ -119,7 +125,7 @@ def montage(
         for number, plane in enumerate(PLANES):
             x = left + number * PANEL
             axes = figure.add_axes((x / width, low / height, PANEL / width, PANEL / height))
-            _draw(axes, case, plane, colours, side)
+            _draw(axes, case, plane, _middle(cut[index], plane.cut), colours, side)
             if row == 0:
                 figure.text((x + PANEL / 2) / width, 1 - TOP / height, plane.name, ha="center", **TEXT)
     figure.text(0.5, 1 - 0.08 / height, heading, ha="center", va="top", **TEXT)
@@ -161,11 +167,13 @@ def _middle(case: _Case, axis: int) -> int:
     return int(index[len(index) // 2])
 
 
-def _draw(axes: "Axes", case: _Case, plane: _Plane, colours: Mapping[int, str], side: float) -> None:
-    """One slice in a square of `side` mm, with the outlines of its labels and the letters of its sides."""
+def _draw(
+    axes: "Axes", case: _Case, plane: _Plane, where: int, colours: Mapping[int, str], side: float
+) -> None:
+    """The slice `where` in a square of `side` mm, with the outlines of its labels and the letters of its
+    sides."""
     from matplotlib.patheffects import withStroke
 
-    where = _middle(case, plane.cut)
     image = case.image.take(where, axis=plane.cut).T
     low, high = (float(value) for value in np.percentile(case.image, WINDOW))
     step_x, step_y = case.spacing[plane.right], case.spacing[plane.up]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from diffaug.benchmark.cells import Cell, CellResult, read_cell
+from diffaug.benchmark.cells import Cell, CellResult, is_done, read_cell
 from diffaug.benchmark.config import Benchmark
 from diffaug.benchmark.study import Study
 from diffaug.errors import DiffaugError
@@ -23,6 +23,10 @@ from diffaug.evaluation.statistics import (
 Figure = Literal["dice", "nsd", "hd95"]
 
 
+# With fewer, nothing is said of a gain: how much seeds differ is not known.
+FEWEST_SEEDS = 3
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,9 +39,9 @@ class ArmFigures(_Part):
         labelled: number of labelled cases.
         seeds: that were run; steps: of the optimiser in all.
         dice, nsd, hd95: means over seeds and cases, with intervals over seeds and patients.
-        by_label: mean Dice of each structure.
-        gain: Dice beyond the comparator's on the same seeds; p: by Wilcoxon's test over patients; holm: the
-            same, adjusted for the number of arms.
+        by_label: mean Dice of each structure; by_seed: of each seed.
+        gain: Dice beyond the comparator's on the `compared` seeds that both have; p: by Wilcoxon's test over
+            patients, given these seeds; holm: the same, adjusted for the number of arms.
         share: of the gap between comparator and ceiling, with its interval; None where the ceiling is not
             above the comparator.
     """
@@ -51,8 +55,10 @@ class ArmFigures(_Part):
     dice: Interval
     nsd: Interval
     hd95: Interval
-    by_label: dict[str, float | None]
+    by_label: dict[str, float]
+    by_seed: list[float]
     gain: Interval | None = None
+    compared: int = 0
     p: float | None = None
     holm: float | None = None
     share: Interval | None = None
@@ -62,6 +68,8 @@ class ArmFigures(_Part):
         """In words, on the interval of the gain."""
         if self.gain is None:
             return ""
+        if self.compared < FEWEST_SEEDS:
+            return f"fewer than {FEWEST_SEEDS} seeds"
         if self.gain.low > 0:
             return "gain"
         return "loss" if self.gain.high < 0 else "no gain"
@@ -122,13 +130,14 @@ def summarise(study: Study, cells: Sequence[Cell]) -> Summary:
     runs: dict[tuple[str, int | None], _Run] = {}
     missing = 0
     for cell in cells:
-        file = cell.file(study.work)
-        if file.exists():
+        if is_done(study, cell):
+            file = cell.file(study.work)
             runs.setdefault((cell.arm, cell.labelled), _Run({})).results[cell.seed] = read_cell(file)
         else:
             missing += 1
     if not runs:
         raise DiffaugError(f"{study.work} holds no result yet")
+    used = any(benchmark.uses_generator(arm) for arm in benchmark.arms.values())
     arms = []
     for labelled in benchmark.labelled:
         arms += _with_gains(study, runs, labelled)
@@ -145,7 +154,7 @@ def summarise(study: Study, cells: Sequence[Cell]) -> Summary:
         licence=study.dataset.licence,
         scored=len(study.scored),
         patients=len({case.patient for case in study.scored}),
-        generator=f"{study.card.name} {study.card.weights_hash[:12]}",
+        generator=f"{study.card.name} {study.card.weights_hash[:12]}" if used else "none",
         network="nnU-Net" if benchmark.backend == "nnunet" else study.network.kind,
         arms=arms,
         margins=margins,
@@ -172,6 +181,7 @@ def _with_gains(study: Study, runs: dict[tuple[str, int | None], _Run], labelled
                     share = gap_interval(gain, gap, run.patients)
                 own = {
                     "gain": hierarchical_interval(gain, run.patients),
+                    "compared": len(gain),
                     "p": signed_rank(gain, run.patients),
                     "share": share,
                 }
@@ -188,10 +198,7 @@ def _figures(study: Study, name: str, labelled: int | None, run: _Run) -> ArmFig
     benchmark, arm = study.benchmark, study.benchmark.arms[name]
     seeds = sorted(run.results)
     scores = [score for seed in seeds for score in run.results[seed].scores]
-    by_label: dict[str, float | None] = {}
-    for label in scores[0].dice:
-        known = [value for score in scores if (value := score.dice[label]) is not None]
-        by_label[label] = float(np.mean(known)) if known else None
+    by_label = {label: float(np.mean([score.dice[label] for score in scores])) for label in scores[0].dice}
     return ArmFigures(
         arm=name,
         title=arm.title or name,
@@ -203,6 +210,7 @@ def _figures(study: Study, name: str, labelled: int | None, run: _Run) -> ArmFig
         nsd=hierarchical_interval(run.values(seeds, "nsd"), run.patients),
         hd95=hierarchical_interval(run.values(seeds, "hd95"), run.patients),
         by_label=by_label,
+        by_seed=run.values(seeds).mean(1).tolist(),
     )
 
 
@@ -210,8 +218,7 @@ def _knew(study: Study, name: str) -> str:
     """What an arm knew beyond its labelled cases."""
     arm = study.benchmark.arms[name]
     parts = []
-    synthetic = arm.transforms or any(stage.data == "synthetic" for stage in arm.pretraining)
-    if synthetic:
+    if study.benchmark.uses_generator(arm):
         seen = study.card.training.cases.get("train", 0)
         what = "labelled cases" if study.card.labels else "images"
         parts.append(f"its generator saw {seen} {what}")

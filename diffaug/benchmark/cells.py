@@ -1,6 +1,5 @@
 """One cell of a benchmark: an arm, a number of labelled cases, a seed. Each is a JSON file of its own."""
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -61,21 +60,19 @@ class Cell(NamedTuple):
 
 
 class CaseScore(BaseModel):
-    """Scores of one case, by the label's name: Dice, normalised surface distance, HD95 (mm); None where
-    neither label map shows it."""
+    """Scores of one case, by the label's name: Dice, normalised surface distance, HD95 (mm)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     case: str
     patient: str
-    dice: dict[str, float | None]
-    nsd: dict[str, float | None]
-    hd95: dict[str, float | None]
+    dice: dict[str, float]
+    nsd: dict[str, float]
+    hd95: dict[str, float]
 
     def mean(self, figure: Literal["dice", "nsd", "hd95"] = "dice") -> float:
-        """Over labels; NaN where no label is shown."""
-        known = [value for value in getattr(self, figure).values() if value is not None]
-        return float(np.mean(known)) if known else math.nan
+        """Over labels."""
+        return float(np.mean(list(getattr(self, figure).values())))
 
 
 class CellResult(BaseModel):
@@ -175,7 +172,7 @@ def _by_monai(
     loaded: str | None = None
     pretraining_losses: list[list[float]] = []
     with _timed(seconds, "pretraining"):
-        network = build_network(study.network, study.channels, classes, seed=cell.seed)
+        network = build_network(study.network, study.channels, classes, seed=cell.seed).to(study.device)
         if arm.pretraining:
             weights, pretraining_losses = pretrained(study, arm, cell.seed, progress)
             last = arm.pretraining[-1].method
@@ -238,8 +235,10 @@ def pretrained(
     more labelled cases begin with the same."""
     settings = study.settings(arm, None, seed)
     own: dict[str, Any] = {"stages": [stage.model_dump(mode="json") for stage in arm.pretraining]}
-    own |= {name: settings[name] for name in ("network", "space", "generator", "cases", "seed")}
-    own |= {"batch": study.benchmark.schedule.batch, "mirror": study.benchmark.schedule.mirror_axis}
+    own |= {name: settings[name] for name in ("network", "space", "generator", "data", "cases", "seed")}
+    own["schedules"] = [
+        study.benchmark.stage_schedule(arm, stage).model_dump(mode="json") for stage in arm.pretraining
+    ]
     file = study.work / "cache" / f"pretrained-{digest(own)}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"):
@@ -262,16 +261,15 @@ def _stage(
     stage, plan = arm.pretraining[number], study.network
     cases = pretraining_cases(study, stage, seed, progress)
     classes = len(study.labels) + 1
-    network = trained_network(stage.method, plan, study.channels, classes, seed)
+    network = trained_network(stage.method, plan, study.channels, classes, seed).to(study.device)
     if weights:
         hand_over(network, plan, weights, arm.pretraining[number - 1].method, stage.method)
-    own = {"steps": stage.steps, "learning_rate": stage.learning_rate}
-    schedule = study.benchmark.schedule.model_copy(update=own)
+    schedule = study.benchmark.stage_schedule(arm, stage)
     stage_seed = case_seed(seed, 1 + number)
     patches = Patches(Listed(cases, stage_seed), study.space.patch, schedule.batch, stage_seed)
     aim = objective(stage.method, patches, classes, schedule)
     losses = _optimise(network, aim, schedule, f"{stage.method} pretraining", progress)
-    return {name: value.detach().contiguous() for name, value in tensors(network).items()}, losses
+    return {name: value.detach().cpu().contiguous() for name, value in tensors(network).items()}, losses
 
 
 def _optimise(
@@ -306,11 +304,8 @@ def _score(study: Study, predictions: dict[str, NDArray[np.int16]]) -> list[Case
         spacing = np.linalg.norm(loaded.affine[:3, :3], axis=0)
         own, true = (torch.from_numpy(label) for label in (predictions[case.name], loaded.label))
         found = score(own, true, study.labels, spacing, study.benchmark.tolerance)
-        rows: dict[str, dict[str, float | None]] = {
-            figure: {
-                name: None if math.isnan(value) else float(value)
-                for name, value in zip(names, (getattr(one, figure) for one in found), strict=True)
-            }
+        rows = {
+            figure: dict(zip(names, (float(getattr(one, figure)) for one in found), strict=True))
             for figure in ("dice", "nsd", "hd95")
         }
         scores.append(CaseScore(case=case.name, patient=case.patient, **rows))

@@ -58,8 +58,7 @@ class Pretraining(_Part):
 
     Attributes:
         method: "supervised" on pairs, "masked" autoencoding of images, or "swin", that of Swin UNETR.
-        data: "synthetic": sampled by the generator; "real": the training cases that it saw; or a dataset's
-            folder.
+        data: "synthetic": sampled by the generator; "real": all training cases; or a dataset's folder.
         cases: number of synthetic ones.
         steps, learning_rate: of this stage.
     """
@@ -79,7 +78,7 @@ class Arm(_Part):
         labels: "few": those that its seed draws; "all": all training cases.
         steps: of training on real labels; default: the benchmark's.
         learning_rate: of these; default: the benchmark's.
-        augmentation: the classical one.
+        augmentation: whether there is the classical one, in pretraining, too; default: the benchmark's.
         transforms: of diffaug, on top.
         pretraining: stages that come before.
         seeds: how many; default: the benchmark's.
@@ -89,7 +88,7 @@ class Arm(_Part):
     labels: Literal["few", "all"] = "few"
     steps: int | None = Field(None, ge=1)
     learning_rate: float | None = Field(None, gt=0)
-    augmentation: bool = True
+    augmentation: bool | None = None
     transforms: list[TransformUse] = Field(default_factory=list)
     pretraining: list[Pretraining] = Field(default_factory=list)
     seeds: int | None = Field(None, ge=1)
@@ -153,26 +152,50 @@ class Benchmark(_Part):
         for name in [self.name, *self.arms]:
             if not _NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is no name: lower-case letters, digits and hyphens")
+        if min(self.labelled) < 1:
+            raise ValueError(f"labelled must be at least 1, got {min(self.labelled)}")
         asked = [self.comparator, *([self.ceiling] if self.ceiling else [])]
         asked += [name for comparison in self.comparisons for name in (comparison.arm, comparison.reference)]
         if unknown := sorted(set(asked) - set(self.arms)):
             raise ValueError(f"{', '.join(unknown)} is no arm; the arms are {', '.join(self.arms)}")
+        if self.arms[self.comparator].labels == "all":
+            raise ValueError(f"the comparator {self.comparator} must have few labels, as those beside it")
+        if self.ceiling is not None and self.arms[self.ceiling].labels == "few":
+            raise ValueError(f"the ceiling {self.ceiling} must have all labels")
+        for comparison in self.comparisons:
+            for name in (comparison.arm, comparison.reference):
+                if self.arms[name].labels == "all":
+                    raise ValueError(f"comparisons are between arms of few labels, not of all: {name}")
+        if len(set(self.labelled)) < len(self.labelled):
+            raise ValueError(f"labelled names a number twice: {self.labelled}")
+        self._check_nnunet()
+        return self
+
+    def _check_nnunet(self) -> None:
         if self.backend == "nnunet" and (self.network != NetworkPlan() or self.space is not None):
             raise ValueError("nnU-Net plans network and space by itself: leave them out")
         for name, arm in self.arms.items():
-            if self.backend == "nnunet" and (len(arm.transforms) > 1 or not arm.augmentation):
+            if self.backend == "nnunet" and (
+                len(arm.transforms) > 1 or arm.augmentation is False or arm.learning_rate is not None
+            ):
                 raise ValueError(
-                    f"{name}: nnU-Net draws from one bank, and has its own augmentation: give one transform "
-                    "an arm, and no `augmentation: false`"
+                    f"{name}: nnU-Net draws from one bank, and has its own augmentation and learning rate: "
+                    "give one transform an arm, and leave `augmentation` and `learning_rate` out"
                 )
-        if min(self.labelled) < 1:
-            raise ValueError(f"labelled must be at least 1, got {min(self.labelled)}")
-        return self
 
     def fine_tuning(self, arm: Arm) -> Schedule:
         """How an arm is trained on real labels."""
         own = {"steps": arm.steps, "learning_rate": arm.learning_rate, "augmentation": arm.augmentation}
         return self.schedule.model_copy(update={k: v for k, v in own.items() if v is not None})
+
+    def stage_schedule(self, arm: Arm, stage: Pretraining) -> Schedule:
+        """How a stage of an arm's pretraining is trained."""
+        own = {"steps": stage.steps, "learning_rate": stage.learning_rate}
+        return self.fine_tuning(arm).model_copy(update=own)
+
+    def uses_generator(self, arm: Arm) -> bool:
+        """Whether an arm needs the generator."""
+        return bool(arm.transforms) or any(stage.data == "synthetic" for stage in arm.pretraining)
 
     def total_steps(self, arm: Arm) -> int:
         """Steps of the optimiser in all."""

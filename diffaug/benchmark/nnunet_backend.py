@@ -59,7 +59,10 @@ def plan(
     folder = home(work)
     folder.mkdir(parents=True, exist_ok=True)
     file, done = plans_file(work, name), folder / "planned"
+    whole = json.dumps([[case.name for case in training], [case.name for case in scored]])
     with FileLock(folder / ".lock"):
+        if done.exists() and done.read_text() != whole:
+            raise DiffaugError(f"{folder} was planned for other cases: give another output, or remove it")
         if not done.exists():
             for part in FOLDERS:
                 shutil.rmtree(folder / part, ignore_errors=True)
@@ -82,7 +85,7 @@ def plan(
             )
             command = ["nnUNetv2_plan_and_preprocess", "-d", str(NUMBER), "-c", CONFIGURATION]
             run([*command, "-np", "1", "-npfp", "1"], folder)
-            done.write_text("planned and preprocessed\n")
+            done.write_text(whole)
     return file
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from filelock import FileLock
 from diffaug.benchmark.config import Arm, Pretraining
 from diffaug.benchmark.operations import operation_of
 from diffaug.benchmark.study import Study
-from diffaug.datasets.reading import read_dataset
 from diffaug.datasets.volumes import CaseFiles, load_case
 from diffaug.files import atomic_path
 from diffaug.generators.grid import place
@@ -34,8 +32,11 @@ def pretraining_cases(study: Study, stage: Pretraining, seed: int, progress: Pro
         return synthetic_cases(study, stage.cases, seed, progress)
     if stage.data == "real":
         return read_prepared(study.training, study.space, study.classes, progress, "reading")
-    dataset = read_dataset(Path(stage.data))
-    return read_prepared(dataset.cases, study.space, study.classes, progress, f"reading {dataset.name}")
+    dataset, cases = study.folder_cases[stage.data]
+    if stage.method == "supervised":
+        cases = [case for case in cases if case.label is not None]
+    classes = study.classes_of(dataset.labels)
+    return read_prepared(cases, study.space, classes, progress, f"reading {dataset.name}")
 
 
 def synthetic_cases(study: Study, count: int, seed: int, progress: Progress) -> list[Prepared]:
@@ -43,7 +44,8 @@ def synthetic_cases(study: Study, count: int, seed: int, progress: Progress) -> 
     name = f"{study.card.name} {study.card.weights_hash} {study.space.model_dump_json()} {count} {seed}"
     file = study.work / "cache" / f"synthetic-{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
     file.parent.mkdir(parents=True, exist_ok=True)
-    generator = resolve(study.benchmark.generator)
+    generator = resolve(study.benchmark.generator).to(study.device)
+    classes = study.classes_of(generator.card.labels)
     with FileLock(f"{file}.lock"):
         if not file.exists():
             images, labels = [], []
@@ -52,7 +54,7 @@ def synthetic_cases(study: Study, count: int, seed: int, progress: Progress) -> 
                     rows = range(start, min(start + BATCH, count))
                     sample = generator.sample(len(rows), seed=[case_seed(seed, row) for row in rows])
                     for image, label in zip(sample.image, sample.label, strict=True):
-                        made = prepare("", "", image, label, sample.affine, study.space, study.classes)
+                        made = prepare("", "", image, label, sample.affine, study.space, classes)
                         assert made.label is not None
                         images.append(made.image.half().numpy())
                         labels.append(made.label.numpy().astype(np.uint8))
@@ -79,20 +81,22 @@ def variants(
     """Variants of labelled cases, by the arm's transforms, as what comes in the place of a case."""
     if not arm.transforms:
         return None
-    generator = resolve(study.benchmark.generator)
+    generator = resolve(study.benchmark.generator).to(study.device)
     pools: list[dict[str, list[Prepared]]] = []
     total = len(cases) * sum(use.variants for use in arm.transforms)
     with progress.task("varying", total=total) as task:
         for number, use in enumerate(arm.transforms):
-            operation = operation_of(use, study.benchmark.generator)
+            operation = operation_of(use, study.benchmark.generator, study.label_mapping)
             pool: dict[str, list[Prepared]] = {}
-            for row, case in enumerate(cases):
+            for case in cases:
+                name = int.from_bytes(case.name.encode(), "big") % 2**63
+                own_seed = case_seed(case_seed(seed, number), name)
                 loaded = load_case(case)
                 assert loaded.label is not None
                 own = Case(torch.from_numpy(loaded.image), torch.from_numpy(loaded.label))
                 pool[case.name] = []
                 for k in range(use.variants):
-                    drawn = operation.parameters(case_seed(case_seed(seed, number), 10_000 * row + k) % 2**31)
+                    drawn = operation.parameters(case_seed(own_seed, k) % 2**31)
                     (made,) = apply_to_cases(generator, [drawn], [own], loaded.affine)
                     pool[case.name].append(
                         prepare(

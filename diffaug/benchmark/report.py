@@ -40,6 +40,7 @@ def write_report(study: Study, summary: Summary, cells: Sequence[Cell]) -> Path:
         _answers(summary),
         picture(lambda figure: draw_arms(figure, summary), _size(summary), DICE_CAPTION),
         _scores(summary),
+        _structures(summary),
         _margins(summary),
         _efficiency(summary),
         _worst(study, summary, cells),
@@ -51,8 +52,9 @@ def write_report(study: Study, summary: Summary, cells: Sequence[Cell]) -> Path:
 
 
 DICE_CAPTION = (
-    "Left: mean Dice of each arm over seeds and cases, with 95 % intervals over seeds and patients; dots are "
-    "seeds. Right: Dice beyond the comparator's, paired by seed and case; blue: the interval lies above 0."
+    "Left: mean Dice of each arm over seeds and cases, with 95 % intervals over seeds and patients; small "
+    "dots are seeds. Right: Dice beyond the comparator's, paired by seed and case; blue: the interval lies "
+    "above 0."
 )
 
 
@@ -121,7 +123,7 @@ def _csv(study: Study, cells: Sequence[Cell]) -> str:
         for score in read_cell(file).scores:
             for label, dice in score.dice.items():
                 figures = [dice, score.nsd[label], score.hd95[label]]
-                shown = ["" if value is None else f"{value:.5f}" for value in figures]
+                shown = [f"{value:.5f}" for value in figures]
                 writer.writerow([cell.arm, count, cell.seed, score.case, score.patient, label, *shown])
     return text.getvalue()
 
@@ -137,35 +139,36 @@ def _head(summary: Summary) -> str:
         else ""
     )
     counts = " and ".join(map(str, benchmark.labelled))
+    same = ", the same in all arms"
+    if benchmark.backend == "nnunet":
+        same = "; nnU-Net has no seed for the last two"
     return (
         f"<h1>Benchmark {escape(benchmark.name)}</h1><p>{escape(summary.network)} trained on {counts} "
         f"labelled cases of {escape(summary.dataset)} and scored on {summary.scored} {benchmark.subset} "
         f"cases of {summary.patients} other patients. Each seed draws its own labelled patients, initial "
-        "weights and augmentation; they are the same in all arms. Arms differ in what is named, and, "
-        f"except where it says so, have the same classical augmentation.</p>{missing}"
+        f"weights and augmentation{same}. Arms differ in what is named, and, except where it says so, have "
+        f"the same classical augmentation.</p>{missing}"
     )
 
 
 def _answers(summary: Summary) -> str:
+    comparator = summary.benchmark.arms[summary.benchmark.comparator]
+    wanted = summary.benchmark.total_steps(comparator)
     lines = []
     for arm in summary.arms:
         if arm.gain is None:
             continue
-        words = {
-            "gain": "raises Dice",
-            "loss": "lowers Dice",
-            "no gain": "shows no gain",
-        }[arm.verdict]
+        words = {"gain": "raises Dice", "loss": "lowers Dice", "no gain": "shows no gain"}
+        said = words.get(arm.verdict, f"says nothing yet ({arm.verdict})")
         share = "" if arm.share is None else f", {interval(arm.share, 2)} of the gap to all labels"
+        steps = "" if arm.steps == wanted else f" after {arm.steps} steps"
         lines.append(
-            f"<li>With {arm.labelled} labelled, <b>{escape(arm.title)}</b> {words}: "
+            f"<li>With {arm.labelled} labelled, <b>{escape(arm.title)}</b>{steps} {said}: "
             f"{interval(arm.gain, signed=True)}{share}.</li>"
         )
-    comparator = summary.benchmark.arms[summary.benchmark.comparator]
     title = escape(comparator.title or summary.benchmark.comparator)
-    return (
-        f'<div class="box"><p>Against <b>{title}</b>, with as many steps:</p><ul>{"".join(lines)}</ul></div>'
-    )
+    listed = "".join(lines)
+    return f'<div class="box"><p>Against <b>{title}</b>, {wanted} steps in all:</p><ul>{listed}</ul></div>'
 
 
 def _scores(summary: Summary) -> str:
@@ -177,11 +180,26 @@ def _scores(summary: Summary) -> str:
     return (
         "<h2>All arms</h2>"
         + table(head, body)
-        + '<p class="small">In brackets: 95 % intervals from 5000 draws of seeds and of patients. p: '
-        "Wilcoxon's signed-rank test over patients, Holm-adjusted over the arms with as many labelled "
-        f"cases. NSD: normalised surface distance at {summary.benchmark.tolerance:g} mm. Share of gap: gain "
+        + '<p class="small">In brackets: 95 % intervals from 5000 draws of seeds and of patients, widened '
+        "for few seeds. Gains are paired by case, on the seeds that both arms have. p: Wilcoxon's "
+        "signed-rank test over patients, given these seeds, Holm-adjusted over the arms with as many "
+        f"labelled cases. NSD: normalised surface distance at {summary.benchmark.tolerance:g} mm. Share of gap: gain "
         "over what all labels gain.</p>"
     )
+
+
+def _structures(summary: Summary) -> str:
+    labels = list(summary.arms[0].by_label)
+    body = [
+        [
+            "all" if arm.labelled is None else str(arm.labelled),
+            escape(arm.title),
+            *(f"{arm.by_label[label]:.3f}" for label in labels),
+        ]
+        for arm in summary.arms
+    ]
+    head = ("Labelled", "Arm", *(escape(label) for label in labels))
+    return "<h2>Dice of each structure</h2>" + table(head, body)
 
 
 def _margins(summary: Summary) -> str:
@@ -199,7 +217,7 @@ def _margins(summary: Summary) -> str:
         for found in summary.margins
     ]
     head = ("Labelled", "Arm", "Reference", "Difference of Dice", "Margin", "Not worse by more than it")
-    return "<h2>Is it as good as real data?</h2>" + table(head, body)
+    return "<h2>Is it as good as its reference?</h2>" + table(head, body)
 
 
 def _title(summary: Summary, arm: str) -> str:
@@ -227,17 +245,22 @@ def _worst(study: Study, summary: Summary, cells: Sequence[Cell]) -> str:
             continue
         scores = sorted(read_cell(cell.file(study.work)).scores, key=lambda score: score.mean())[:WORST]
         with np.load(predictions) as kept:
-            volumes, labels, titles, affines = [], [], [], []
-            for score in scores:
-                loaded = load_case(files[score.case])
-                for title, label in (("true", loaded.label), (f"{score.mean():.2f}", kept[score.case])):
-                    volumes.append(loaded.image)
-                    labels.append(label)
-                    titles.append(f"{score.case} {title}"[-22:])
-                    affines.append(loaded.affine)
+            loaded = [load_case(files[score.case]) for score in scores]
+            true = [case.label for case in loaded]
+            found = [kept[score.case] for score in scores]
+        # Truth on the left and what was found on the right, in the same planes.
+        names = [f"{score.case} true"[-22:] for score in scores]
+        names += [f"{score.case} {score.mean():.2f}"[-22:] for score in scores]
         path = study.work / "cache" / "worst.png"
-        names = {number: study.dataset.labels[number] for number in study.labels}
-        montage(volumes, labels, titles, path, affines=affines, names=names)
+        montage(
+            [case.image for case in loaded] * 2,
+            [*true, *found],
+            names,
+            path,
+            affines=[case.affine for case in loaded] * 2,
+            names={number: study.dataset.labels[number] for number in study.labels},
+            shown=[*true, *true],
+        )
         labelled = "all" if arm.labelled is None else arm.labelled
         parts.append(embedded(path.read_bytes(), f"{arm.title}, {labelled} labelled, seed {arm.seeds[0]}"))
         path.unlink()
@@ -267,6 +290,7 @@ def draw_arms(figure: "Figure", summary: Summary) -> None:
     for row, arm in enumerate(reversed(summary.arms)):
         labelled = "all" if arm.labelled is None else arm.labelled
         names.append(f"{arm.title} ({labelled})")
+        left.plot(arm.by_seed, [row] * len(arm.by_seed), ".", color="0.6", markersize=4)
         _bar(left, arm.dice, row, "0.2")
         if arm.gain is not None:
             _bar(right, arm.gain, row, GAIN if arm.verdict == "gain" else NONE)

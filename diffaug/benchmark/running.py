@@ -6,6 +6,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
 import torch
+from filelock import FileLock
 
 from diffaug.benchmark.cells import Cell, is_done, run_cell
 from diffaug.benchmark.config import Benchmark
@@ -24,6 +25,11 @@ def all_cells(benchmark: Benchmark) -> list[Cell]:
             counts = benchmark.labelled if arm.labels == "few" else [None]
             found += [Cell(count, name, seed) for count in counts]
     return found
+
+
+def part(cells: Sequence[Cell], first: int, count: int) -> list[Cell]:
+    """The part `first`, from 0, of `count`: an even share of each seed, of other arms each time."""
+    return [cell for n, cell in enumerate(cells) if (n + cell.seed) % count == first]
 
 
 def run_cells(study: Study, cells: Sequence[Cell], jobs: int, progress: Progress) -> int:
@@ -61,8 +67,12 @@ def run_cells(study: Study, cells: Sequence[Cell], jobs: int, progress: Progress
 
 
 def _named(study: Study, cell: Cell) -> None:
-    """Run a cell; errors name it."""
+    """Run a cell unless another process has; errors name it."""
+    lock = study.work / "cache" / f"{cell.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        run_cell(study, cell, Progress(quiet=True))
+        with FileLock(lock):
+            if not is_done(study, cell):
+                run_cell(study, cell, Progress(quiet=True))
     except DiffaugError as error:
         raise DiffaugError(f"{cell}: {error}") from error

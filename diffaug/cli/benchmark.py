@@ -10,7 +10,7 @@ def benchmark(
     config: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="YAML file of arms.")],
     data: Annotated[
         Path,
-        typer.Option(exists=True, file_okay=False, help="Labelled dataset with splits.json, by patient."),
+        typer.Option(exists=True, file_okay=False, help="Labelled dataset, split by patient."),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", file_okay=False, help="Folder of cells, caches and report.")
@@ -23,6 +23,18 @@ def benchmark(
             help="CSV with the columns case and patient.",
             show_default="patients.csv in the dataset, if any",
         ),
+    ] = None,
+    split: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="JSON file: case names of train, validation, test.",
+            show_default="splits.json in the dataset",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cpu or cuda.", show_default="the fastest there is")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, which share the CPU's cores.")] = 1,
     shard: Annotated[
@@ -40,22 +52,36 @@ def benchmark(
     Every cell (arm, number of labelled cases, seed) is a file of its own: interrupted at any moment, the same
     command goes on. Prints the table; the report's path goes to stderr.
     """
+    import torch
+    from filelock import FileLock
+
     from diffaug.benchmark.analysis import summarise
     from diffaug.benchmark.config import read_benchmark
     from diffaug.benchmark.report import markdown, write_report
-    from diffaug.benchmark.running import all_cells, run_cells
+    from diffaug.benchmark.running import all_cells, part, run_cells
     from diffaug.benchmark.study import open_study
     from diffaug.progress import Progress
 
     first, count = _parse_shard(shard)
     progress = Progress()
-    study = open_study(read_benchmark(config), data, output.absolute(), patients=patients)
+    study = open_study(
+        read_benchmark(config),
+        data,
+        output.absolute(),
+        patients=patients,
+        split=split,
+        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+    )
     cells = all_cells(study.benchmark)
+    own = part(cells, first, count)
     if not report_only:
-        done = run_cells(study, cells[first::count], jobs, progress)
-        progress.note(f"{done} cells run, {len(cells[first::count]) - done} kept from before")
+        done = run_cells(study, own, jobs, progress)
+        progress.note(f"{done} cells run, {len(own) - done} kept from before")
     summary = summarise(study, cells)
-    path = write_report(study, summary, cells)
+    (study.work / "cache").mkdir(parents=True, exist_ok=True)
+    # Shards may end at the same time.
+    with FileLock(study.work / "cache" / "report.lock"):
+        path = write_report(study, summary, cells)
     progress.note(f"report: {path}")
     typer.echo(summary.model_dump_json() if as_json else "\n".join(markdown(summary)))
 

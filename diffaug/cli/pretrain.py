@@ -74,7 +74,7 @@ def pretrain(
     configuration: Annotated[str, typer.Option(help="Of the plans file.")] = "3d_fullres",
     steps: Annotated[int, typer.Option(min=1, help="Of each method.")] = 1000,
     batch: Annotated[int, typer.Option(min=1, help="Patches a step.")] = 2,
-    learning_rate: Annotated[float, typer.Option(min=0, help="The largest one.")] = 1e-3,
+    learning_rate: Annotated[float, typer.Option(help="The largest one.")] = 1e-3,
     reuse: Annotated[int, typer.Option(min=1, help="How often a streamed sample is drawn.")] = 4,
     spacing: Annotated[
         tuple[float, float, float] | None,
@@ -120,6 +120,8 @@ def pretrain(
         raise typer.BadParameter("--plans FILE goes with --network nnunet, and with no other")
     if plans is not None:
         settings |= {"plans": str(plans.absolute()), "configuration": configuration}
+    if learning_rate <= 0:
+        raise typer.BadParameter(f"--learning-rate must be above 0, got {learning_rate:g}")
     schedule = Schedule(steps=steps, batch=batch, learning_rate=learning_rate)
     datasets = [read_dataset(folder) for folder in data or []]
     generators = [load(name) for name in generator or []]

@@ -117,6 +117,11 @@ def _read(file: Path) -> tuple[str, set[str]]:
     return salt, known
 
 
+def scan_hashes(cases: Sequence[CaseFiles], salt: str) -> dict[str, tuple[str, str]]:
+    """Hashes of each case's voxels, as stored and in RAS order; the salt is of hexadecimal digits."""
+    return _hashes(cases, salt, Progress(quiet=True))
+
+
 def _hashes(cases: Sequence[CaseFiles], salt: str, progress: Progress) -> dict[str, tuple[str, str]]:
     """Hashes of the voxels as they are stored, and in RAS order."""
     hashes = {}

@@ -228,17 +228,43 @@ def hierarchical_interval(
     resamples: int = 5000,
     seed: int = 0,
 ) -> Interval:
-    """Mean over seeds and cases, with a percentile interval over draws of seeds and of clusters.
+    """Mean over seeds and cases, with an interval over draws of seeds and of clusters.
+
+    The interval has the shape that the bootstrap gives it, and the width that few seeds ask for: percentiles
+    of three to five seeds are too narrow by far. That width is the standard error of two-way clustered means
+    (Cameron, Gelbach and Miller 2011) times t with Satterthwaite's degrees of freedom.
 
     Args:
-        values: `(seeds, cases)`, NaN where there is none.
+        values: `(seeds, cases)`, NaN where there is none. Of a single seed, the interval is over clusters.
         clusters: the cluster (patient) of each case.
     """
     groups = grouped(values, clusters)
+    value = float(groups.sums.sum() / groups.counts.sum())
     rng = np.random.default_rng(seed)
     seeds, patients = (_draws(rng, count, resamples) for count in groups.sums.shape)
-    low, high = np.quantile(groups.means(seeds, patients), [0.5 - level / 2, 0.5 + level / 2])
-    return Interval(float(np.nanmean(np.asarray(values, float))), float(low), float(high))
+    with np.errstate(invalid="ignore"):
+        means = groups.means(seeds, patients)
+    low, high = np.nanquantile(means, [0.5 - level / 2, 0.5 + level / 2])
+    if high <= low:
+        return Interval(value, value, value)
+    error, freedom = _two_way_error(groups, value)
+    widening = 2 * stats.t.ppf(0.5 + level / 2, freedom) * error / (high - low)
+    return Interval(value, float(value - widening * (value - low)), float(value + widening * (high - value)))
+
+
+def _two_way_error(groups: Grouped, value: float) -> tuple[float, float]:
+    """Standard error of a mean over seeds and clusters, and its degrees of freedom."""
+    parts = (groups.sums - value * groups.counts) / groups.counts.sum()
+    variances, freedoms = [], []
+    for axis in (0, 1):
+        count = parts.shape[axis]
+        if count > 1:
+            variances.append(count / (count - 1) * float((parts.sum(1 - axis) ** 2).sum()))
+            freedoms.append(count - 1)
+    shared = float((parts**2).sum()) if len(variances) == 2 else 0.0
+    total = max(sum(variances) - shared, *variances)
+    freedom = sum(variances) ** 2 / sum(v**2 / n for v, n in zip(variances, freedoms, strict=True))
+    return total**0.5, float(freedom)
 
 
 def gap_interval(
@@ -261,9 +287,10 @@ def gap_interval(
     value = float(np.nanmean(np.asarray(gains)) / np.nanmean(np.asarray(gaps)))
     rng = np.random.default_rng(seed)
     patients = _draws(rng, gain.sums.shape[1], resamples)
-    top = gain.means(_draws(rng, gain.sums.shape[0], resamples), patients)
-    bottom = gap.means(_draws(rng, gap.sums.shape[0], resamples), patients)
-    low, high = np.quantile(top / bottom, [0.5 - level / 2, 0.5 + level / 2])
+    with np.errstate(invalid="ignore"):
+        top = gain.means(_draws(rng, gain.sums.shape[0], resamples), patients)
+        bottom = gap.means(_draws(rng, gap.sums.shape[0], resamples), patients)
+    low, high = np.nanquantile(top / bottom, [0.5 - level / 2, 0.5 + level / 2])
     return Interval(value, float(low), float(high))
 
 

@@ -163,7 +163,7 @@ class Placement:
         values = self.to_grid(image, prepare)
         if self.grid.outside == "mirror":
             return values
-        return torch.where(self._inside().to(values.device) > 0, values, values.new_tensor(-1.0))
+        return torch.where(self.inside().to(values.device) > 0, values, values.new_tensor(-1.0))
 
     def label_to_grid(self, label: Tensor, prepare: Callable[[Tensor], Tensor] = Tensor.float) -> Tensor:
         """Resample a label map onto the grid; outside the volume it is background.
@@ -173,10 +173,10 @@ class Placement:
         """
         shares = self.to_grid(label, prepare)
         # Where all shares are 0 the first class is the most likely.
-        shares = shares * self._inside().to(shares.device)
+        shares = shares * self.inside().to(shares.device)
         return nn.functional.one_hot(most_likely(shares), shares.shape[1]).movedim(-1, 1).float()
 
-    def _inside(self) -> Tensor:
+    def inside(self) -> Tensor:
         """1 at the grid's voxels whose centres lie in the volume, else 0 `(*grid.shape)`."""
         masks = []
         for axis, size in enumerate(self.source_shape):

@@ -18,7 +18,7 @@ def has_bfloat16(device: torch.device | str = "cpu") -> bool:
     """
     kind = torch.device(device).type
     if kind == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     if kind != "cpu":
         return False
     if hasattr(torch.cpu, "get_capabilities"):

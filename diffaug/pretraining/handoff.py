@@ -31,10 +31,19 @@ CITATIONS = [
 ]
 
 
+def kept(plan: PretrainingPlan, name: str) -> bool:
+    """Whether a tensor of the last stage is of use to a segmentation network: not a head that draws images,
+    nor those of self-supervision."""
+    method = plan.stages[-1].method
+    if method == "swin":
+        return name.startswith("swinViT.")
+    return method == "supervised" or not is_head(plan.network, name)
+
+
 def write_handoffs(plan: PretrainingPlan, network: nn.Module, folder: Path) -> list[Path]:
     """Write the files that suit the network; returns them."""
     state = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-    kind, method = plan.network.kind, plan.stages[-1].method
+    kind = plan.network.kind
     if kind == "nnunet":
         files: dict[str, Any] = {
             NNUNET: {"network_weights": state},
@@ -46,13 +55,7 @@ def write_handoffs(plan: PretrainingPlan, network: nn.Module, folder: Path) -> l
             "smp3d_encoder.pt": {name.removeprefix("encoder."): value for name, value in encoder.items()}
         }
     else:
-        own = set(state)
-        if method == "swin":
-            own = {name for name in state if name.startswith("swinViT.")}
-        elif method == "masked":
-            # Its last layer draws images.
-            own = {name for name in state if not is_head(plan.network, name)}
-        files = {"monai.pt": {name: value for name, value in state.items() if name in own}}
+        files = {"monai.pt": {name: value for name, value in state.items() if kept(plan, name)}}
     for name, content in files.items():
         with atomic_path(folder / name) as temporary:
             torch.save(content, temporary)
@@ -91,7 +94,9 @@ def nnssl_checkpoint(plan: PretrainingPlan, state: dict[str, Tensor]) -> dict[st
                         "data_identifier": configuration.get("data_identifier", ""),
                         "preprocessor_name": configuration.get("preprocessor_name", "DefaultPreprocessor"),
                         "spacing_style": "median",
-                        "normalization_schemes": ["ZScoreNormalization"] * plan.channels,
+                        "normalization_schemes": configuration.get(
+                            "normalization_schemes", ["ZScoreNormalization"] * plan.channels
+                        ),
                         "use_mask_for_norm": [False] * plan.channels,
                         "resampling_fn_data": configuration.get("resampling_fn_data", ""),
                         "resampling_fn_data_kwargs": configuration.get("resampling_fn_data_kwargs", {}),

@@ -1,5 +1,6 @@
 """From what a user asks for to a plan and its cases."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import psutil
+from pydantic import ValidationError
 
 from diffaug.datasets.manifest import MANIFEST, read_manifest
 from diffaug.datasets.reading import Dataset
@@ -18,11 +20,17 @@ from diffaug.generators.generator import Generator
 from diffaug.generators.seeds import case_seed
 from diffaug.pretraining.plan import DatasetSource, GeneratorSource, PretrainingPlan, Stage
 from diffaug.pretraining.pretrain import Material
-from diffaug.pretraining.sources import Streamed, hold_out
+from diffaug.pretraining.sources import Streamed, held_out_patients
 from diffaug.pretraining.stages import check_method
 from diffaug.progress import Progress
 from diffaug.segmentation.cases import Prepared, Space, Window, choose_space, read_prepared
-from diffaug.segmentation.networks import NetworkPlan, check_patch, patch_multiple
+from diffaug.segmentation.networks import (
+    NetworkPlan,
+    build_network,
+    check_patch,
+    completed,
+    patch_multiple,
+)
 
 # Of the patients of each dataset, and samples of each generator.
 HELD_OUT, HELD_OUT_SAMPLES = 0.1, 8
@@ -84,12 +92,15 @@ def make_plan(asked: Asked) -> PretrainingPlan:
         )
         for generator, share in zip(asked.generators, shares[len(asked.datasets) :], strict=True)
     ]
+    network = completed(asked.network)
     space = _space(asked)
-    check_patch(asked.network, space.patch)
+    check_patch(network, space.patch)
     for stage in asked.stages:
-        check_method(stage.method, asked.network, space.patch)
+        check_method(stage.method, network, space.patch)
+    # What cannot be built is found out before anything is written.
+    build_network(network, min(channels), 2)
     return PretrainingPlan(
-        network=asked.network,
+        network=network,
         space=space,
         channels=channels.pop(),
         labels=_labels(asked),
@@ -112,22 +123,25 @@ def read_material(
         DiffaugError: they do not fit into memory.
     """
     _check_memory(plan, [case for dataset in datasets for case in training_cases(dataset)])
-    training: list[Sequence[Prepared] | Streamed] = []
-    held_out: list[Prepared] = []
-    for dataset in datasets:
-        cases = read_prepared(
+    read = [
+        read_prepared(
             training_cases(dataset),
             plan.space,
-            _classes(plan, dataset.labels),
+            classes_by_name(plan.labels, dataset.labels),
             progress,
             f"reading {dataset.name}",
         )
-        train, held = hold_out(cases, HELD_OUT, plan.seed)
-        training.append(train)
-        held_out += held
+        for dataset in datasets
+    ]
+    # A patient of several datasets is held out of all.
+    held = held_out_patients([case for cases in read for case in cases], HELD_OUT, plan.seed)
+    training: list[Sequence[Prepared] | Streamed] = [
+        [case for case in cases if case.patient not in held] for cases in read
+    ]
+    held_out = [case for cases in read for case in cases if case.patient in held]
     streamed = [source for source in plan.sources if isinstance(source, GeneratorSource)]
     for source, generator in zip(streamed, generators, strict=True):
-        classes = _classes(plan, generator.card.labels)
+        classes = classes_by_name(plan.labels, generator.card.labels)
         training.append(Streamed(generator, plan.space, classes, plan.seed, source.reuse))
         apart = Streamed(generator, plan.space, classes, case_seed(plan.seed, 1), 1)
         held_out += apart.samples(range(HELD_OUT_SAMPLES))
@@ -159,28 +173,49 @@ def _labels(asked: Asked) -> dict[int, str]:
     """Class -> name, of the first source; all others must know the same names."""
     if not any(stage.method == "supervised" for stage in asked.stages):
         return {0: "background"}
-    vocabularies = [(str(dataset.root), dataset.labels) for dataset in asked.datasets]
+    vocabularies = [
+        (str(dataset.root), dataset.labels)
+        for dataset in asked.datasets
+        if any(case.label for case in training_cases(dataset)) or not asked.generators
+    ]
     vocabularies += [(generator.name, dict(generator.card.labels)) for generator in asked.generators]
     (first, own), *others = vocabularies
     names = [name for number, name in sorted(own.items()) if number != 0]
     if not names:
         raise LabelError(f"{first} has no labels, which supervised pretraining needs")
     for other, labels in others:
-        if missing := sorted(set(names) - set(labels.values())):
+        numbers = [number_of(name, labels) for name in names]
+        if None in numbers or len(labels) != len(names) + 1:
+            different = sorted({name for n, name in labels.items() if n != 0} ^ set(names))
             raise LabelError(
-                f"{other} does not know {', '.join(missing)}, which {first} has: name its labels alike"
+                f"{first} and {other} do not both know {', '.join(different)}: name their labels alike, and "
+                "pretrain on sources of the same structures"
             )
-    for dataset in asked.datasets:
-        if all(case.label is None for case in training_cases(dataset)):
-            raise LabelError(f"{dataset.root} has no label map, which supervised pretraining needs")
+    labelled = [case for dataset in asked.datasets for case in training_cases(dataset) if case.label]
+    if not labelled and not asked.generators:
+        raise LabelError(f"{first} has no label map, which supervised pretraining needs")
     return {0: "background"} | dict(enumerate(names, start=1))
 
 
-def _classes(plan: PretrainingPlan, labels: Mapping[int, str]) -> dict[int, int]:
-    """Id of a source -> class of the network, by name."""
-    numbers = {name: number for number, name in labels.items() if number != 0}
-    own = {numbers[name]: n for n, name in plan.labels.items() if n != 0 and name in numbers}
-    return {0: 0} | own
+def classes_by_name(own: Mapping[int, str], labels: Mapping[int, str]) -> dict[int, int]:
+    """Id of a source -> class of the network, by name.
+
+    Args:
+        own: class of the network -> name, 0 being background.
+        labels: id of the source -> name.
+    """
+    found = {number_of(name, labels): n for n, name in own.items() if n != 0}
+    return {0: 0} | {number: n for number, n in found.items() if number is not None}
+
+
+def number_of(name: str, labels: Mapping[int, str]) -> int | None:
+    """The id of a structure in a vocabulary, by its name; of one without a name of its own ("label 3", as
+    datasets without names have it) by its id. None where there is none."""
+    by_name = {other: number for number, other in labels.items() if number != 0}
+    if name in by_name:
+        return by_name[name]
+    nameless = re.fullmatch(r"label (\d+)", name)
+    return int(nameless[1]) if nameless and int(nameless[1]) in labels else None
 
 
 def _space(asked: Asked) -> Space:
@@ -203,7 +238,13 @@ def _space(asked: Asked) -> Space:
         chosen = choose_space(spacings, shapes, patch_multiple(asked.network))
     own: dict[str, Any] = {"spacing": asked.spacing, "patch": asked.patch}
     own["window"] = Window.of(*asked.window) if asked.window else None
-    return chosen.model_copy(update={name: value for name, value in own.items() if value is not None})
+    try:
+        return Space(**(dict(chosen) | {name: value for name, value in own.items() if value is not None}))
+    except ValidationError as error:
+        raise DiffaugError(
+            f"spacings are above 0 mm and patches have sides of 1 voxel and more, got {asked.spacing} and "
+            f"{asked.patch}"
+        ) from error
 
 
 def nnunet_space(network: NetworkPlan) -> Space:
@@ -216,9 +257,13 @@ def nnunet_space(network: NetworkPlan) -> Space:
         spacing, patch = configuration["spacing"], configuration["patch_size"]
         order = plans.get("transpose_forward", [0, 1, 2])
         schemes = configuration.get("normalization_schemes", [])
+        if set(schemes) - {"ZScoreNormalization"} and schemes != ["CTNormalization"]:
+            raise DiffaugError(
+                f"{file} asks for {', '.join(schemes)}: known are z-scores, and CT of a single channel"
+            )
         i, j, k = ("SAR"[axis] for axis in order)
         window = None
-        if "CTNormalization" in schemes:
+        if schemes == ["CTNormalization"]:
             known = plans["foreground_intensity_properties_per_channel"]["0"]
             window = Window(
                 low=known["percentile_00_5"],
@@ -227,6 +272,8 @@ def nnunet_space(network: NetworkPlan) -> Space:
                 std=known["std"],
             )
         return Space(spacing=spacing, patch=patch, window=window, orientation=(i, j, k))
+    except DiffaugError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise DiffaugError(f"{file} is no plans file of nnU-Net with a 3D configuration {name}") from error
 

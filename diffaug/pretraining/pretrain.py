@@ -1,5 +1,6 @@
 """A pretraining, from its plan to a folder of weights: resumable, with held-out losses and a record."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ from diffaug.datasets.manifest import differences, versions
 from diffaug.errors import DiffaugError
 from diffaug.files import PRIVATE, atomic_path, atomic_write_json
 from diffaug.generators.seeds import case_seed
-from diffaug.pretraining.handoff import write_handoffs
+from diffaug.pretraining.handoff import kept, write_handoffs
 from diffaug.pretraining.loading import tensors
 from diffaug.pretraining.plan import PLAN, DatasetSource, PretrainingPlan, Stage, read_plan
 from diffaug.pretraining.sources import Mixed, Streamed
@@ -23,7 +24,7 @@ from diffaug.pretraining.stages import hand_over, objective, trained_network
 from diffaug.progress import Progress
 from diffaug.segmentation.cases import Prepared
 from diffaug.segmentation.patches import Listed, Patches, Source
-from diffaug.segmentation.training import Objective
+from diffaug.segmentation.training import Objective, finite
 from diffaug.training.loop import AveragedTrainer, History, run_loop
 from diffaug.training.processes import decide
 from diffaug.training.report import draw_curves
@@ -88,7 +89,7 @@ def pretrain(
         atomic_write_json(output / RECORD, _record(plan, histories))
         write_handoffs(plan, network, output)
         with atomic_path(output / WEIGHTS) as temporary:
-            save_file(weights, temporary, {"plan": plan.model_dump_json()})
+            save_file({name: value for name, value in weights.items() if kept(plan, name)}, temporary)
     accelerator.wait_for_everyone()
     return output / WEIGHTS
 
@@ -186,18 +187,22 @@ def usable(cases: Sequence[Prepared], stage: Stage) -> list[Prepared]:
 def _source(plan: PretrainingPlan, stage: Stage, material: Material, seed: int) -> Source:
     """What all sources give together; each process streams samples of its own."""
     sources: list[Source] = []
-    for number, cases in enumerate(material.training):
+    shares = []
+    for number, (cases, source) in enumerate(zip(material.training, plan.sources, strict=True)):
         if isinstance(cases, Streamed):
             sources.append(replace(cases, seed=case_seed(seed, number)))
+        elif shown := usable(cases, stage):
+            sources.append(Listed(shown, seed))
         else:
-            sources.append(Listed(usable(cases, stage), seed))
+            continue  # of images alone, in a stage that needs labels
+        shares.append(source.share)
     if len(sources) == 1:
         return sources[0]
-    return Mixed(sources, [source.share for source in plan.sources], seed)
+    return Mixed(sources, [share / sum(shares) for share in shares], seed)
 
 
 def _losses(aim: Objective, network: nn.Module, step: int) -> dict[str, Tensor]:
-    return {"loss": aim(network, step)}
+    return {"loss": finite(aim(network, step), step)}
 
 
 def _evaluate(held_out: Objective | None, network: nn.Module) -> dict[str, float]:
@@ -209,22 +214,28 @@ def _evaluate(held_out: Objective | None, network: nn.Module) -> dict[str, float
 
 def _record(plan: PretrainingPlan, histories: dict[str, History]) -> dict[str, Any]:
     """What the weights were made of, for those who are given them."""
-    licences = sorted({source.licence or "not stated" for source in plan.sources})
     return {
         "format": 1,
         "network": plan.network.model_dump(mode="json"),
+        "space": plan.space.model_dump(mode="json"),
+        "channels": plan.channels,
+        "labels": {str(n): name for n, name in plan.labels.items()},
         "sources": [
             source.model_dump(mode="json", exclude={"folder"} if isinstance(source, DatasetSource) else None)
             for source in plan.sources
         ],
-        "licences": licences,
-        "labels": {str(n): name for n, name in plan.labels.items()},
-        "stages": {
-            title: [
-                {name: value if value == value else None for name, value in entry.items()}
-                for entry in history
-            ]
-            for title, history in histories.items()
-        },
+        "licences": sorted({source.licence or "not stated" for source in plan.sources}),
+        "stages": [
+            {
+                "method": stage.method,
+                "schedule": stage.schedule.model_dump(mode="json"),
+                # Where nothing is held out there is no loss of it.
+                "history": [
+                    {name: value if math.isfinite(value) else None for name, value in entry.items()}
+                    for entry in history
+                ],
+            }
+            for stage, history in zip(plan.stages, histories.values(), strict=True)
+        ],
         "versions": versions(),
     }

@@ -13,6 +13,8 @@ from diffaug.segmentation.patches import Source
 # Samples that are made at once, and that one draw chooses from.
 BATCH = 8
 BLOCK = 32
+# Draws of a mixture in which each source has its share exactly.
+TURN = 1000
 
 
 @dataclass
@@ -55,31 +57,50 @@ class Streamed:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass
 class Mixed:
-    """Cases of several sources, each drawn with its share.
+    """Cases of several sources, each drawn with its share, to a thousandth.
 
     Attributes:
         sources: at least one.
         shares: of each, summing to 1.
-        seed: of the choices.
+        seed: of their order.
     """
 
     sources: Sequence[Source]
     shares: Sequence[float]
     seed: int
+    _turn: tuple[int, list[tuple[int, int]]] = field(default=(-1, []), repr=False)
 
     def case(self, draw: int) -> Prepared:
         """The case of a draw, counted from 0."""
-        random = torch.Generator().manual_seed(case_seed(self.seed, draw))
-        chosen = torch.multinomial(torch.tensor(list(self.shares)), 1, generator=random)
-        return self.sources[int(chosen)].case(draw)
+        turn, place = divmod(draw, TURN)
+        if self._turn[0] != turn:
+            self._turn = turn, self._draws(turn)
+        source, own = self._turn[1][place]
+        return self.sources[source].case(own)
+
+    def _draws(self, turn: int) -> list[tuple[int, int]]:
+        """Source of each draw of a turn, and which of that source's own draws it is."""
+        ends = [round(TURN * sum(self.shares[: n + 1])) for n in range(len(self.shares))]
+        counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        random = torch.Generator().manual_seed(case_seed(self.seed, turn))
+        order = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+        next_draw = [turn * count for count in counts]
+        found = []
+        for source in order[torch.randperm(TURN, generator=random)].tolist():
+            found.append((source, next_draw[source]))
+            next_draw[source] += 1
+        return found
 
 
-def hold_out(cases: Sequence[Prepared], share: float, seed: int) -> tuple[list[Prepared], list[Prepared]]:
-    """Cases that train, and those of the held-out patients: at least one, as long as another one trains."""
-    patients = sorted({case.patient for case in cases})
-    order = torch.randperm(len(patients), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = max(1, round(share * len(patients))) if len(patients) > 1 else 0
-    held = {patients[n] for n in order[:count]}
-    return [c for c in cases if c.patient not in held], [c for c in cases if c.patient in held]
+def held_out_patients(cases: Sequence[Prepared], share: float, seed: int) -> set[str]:
+    """Patients of all sources who are held out: at least one, as long as others stay; and of labelled and of
+    unlabelled ones alike."""
+    held: set[str] = set()
+    labelled = {case.patient for case in cases if case.label is not None}
+    for patients in (sorted(labelled), sorted({case.patient for case in cases} - labelled)):
+        order = torch.randperm(len(patients), generator=torch.Generator().manual_seed(seed)).tolist()
+        count = max(1, round(share * len(patients))) if len(patients) > 1 else 0
+        held |= {patients[n] for n in order[:count]}
+    return held

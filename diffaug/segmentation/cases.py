@@ -3,16 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from diffaug.datasets.volumes import CaseFiles, load_case
-from diffaug.errors import DatasetError
+from diffaug.errors import DatasetError, DiffaugError
 from diffaug.generators.grid import Grid, Placement, covering_grid, place
 from diffaug.progress import Progress
 
@@ -23,6 +23,10 @@ CLIPPED = (0.5, 99.5)
 MOST_VOXELS = 64**3
 
 
+Positive = Annotated[float, Field(gt=0)]
+Side = Annotated[int, Field(ge=1)]
+
+
 class Window(BaseModel):
     """A scale of intensities such as HU: clipped to `low` and `high`, less `mean`, divided by `std`."""
 
@@ -31,11 +35,17 @@ class Window(BaseModel):
     low: float
     high: float
     mean: float
-    std: float
+    std: float = Field(gt=0)
 
     @classmethod
     def of(cls, low: float, high: float) -> Self:
-        """That brings the bounds to -1 and 1."""
+        """That brings the bounds to -1 and 1.
+
+        Raises:
+            DiffaugError: low is not below high.
+        """
+        if not low < high:
+            raise DiffaugError(f"a window needs low below high, got {low:g} and {high:g}")
         return cls(low=low, high=high, mean=(low + high) / 2, std=(high - low) / 2)
 
 
@@ -52,8 +62,8 @@ class Space(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    spacing: tuple[float, float, float]
-    patch: tuple[int, int, int]
+    spacing: tuple[Positive, Positive, Positive]
+    patch: tuple[Side, Side, Side]
     window: Window | None = None
     orientation: tuple[str, str, str] = RAS
 
@@ -139,12 +149,20 @@ def prepare(
 
 
 def _on_grid(label: Tensor, placement: Placement, classes: Mapping[int, int]) -> Tensor:
-    count = max(classes.values(), default=0) + 1
-    mapped = torch.zeros_like(label, dtype=torch.int64)
+    """Class by class, as large volumes with many classes would not fit into memory at once."""
+    found = torch.zeros(placement.grid.shape, dtype=torch.int16)
+    best = _share(~torch.isin(label, torch.tensor([n for n in classes if classes[n] != 0])), placement)
     for number, own in classes.items():
-        mapped[label == number] = own
-    one_hot = torch.nn.functional.one_hot(mapped[0], count).movedim(-1, 0)
-    return placement.label_to_grid(one_hot[None])[0].argmax(0, keepdim=True).short()
+        if own != 0:
+            share = _share(label == number, placement)
+            found[share > best] = own
+            best = torch.maximum(share, best)
+    return found[None]
+
+
+def _share(mask: Tensor, placement: Placement) -> Tensor:
+    """The share of a mask `(1, I, J, K)` in each voxel of the grid, in the volume alone."""
+    return placement.to_grid(mask[None])[0, 0] * placement.inside()
 
 
 def standardise(image: Tensor, window: Window | None) -> Tensor:

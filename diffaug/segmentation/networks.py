@@ -89,8 +89,25 @@ def build_network(plan: NetworkPlan, channels: int, classes: int, *, seed: int |
 
 
 def patch_multiple(plan: NetworkPlan) -> tuple[int, int, int]:
-    """Of which the sides of a patch `(I, J, K)` are multiples, as the network halves them."""
-    return _kind(plan).multiple(_settings(plan))
+    """Of which the sides of a patch `(I, J, K)` are multiples, as the network halves them.
+
+    Raises:
+        DiffaugError: settings that it does not know or cannot use.
+    """
+    settings = _settings(plan)
+    try:
+        return _kind(plan).multiple(settings)
+    except (TypeError, ValueError) as error:
+        raise DiffaugError(f"{plan.kind} cannot be built with the settings {settings}: {error}") from error
+
+
+def completed(plan: NetworkPlan) -> NetworkPlan:
+    """The plan with all settings, those that were left out too.
+
+    Raises:
+        DiffaugError: settings that it does not know.
+    """
+    return plan.model_copy(update={"settings": _settings(plan)})
 
 
 def check_patch(plan: NetworkPlan, patch: Sequence[int]) -> None:

@@ -13,6 +13,9 @@ from diffaug.segmentation.cases import Prepared
 # Share of patches around a voxel of a structure, as in nnU-Net.
 FOREGROUND = 1 / 3
 
+# Of seeds, beyond any step.
+SWAPS = 2**40
+
 # Gives a case in the place of another, such as a variation of it.
 Swap = Callable[[Prepared, torch.Generator], Prepared]
 
@@ -74,7 +77,10 @@ class Patches:
         """Images `(B, C, *patch)` of a step, counted from 0, and label maps `(B, 1, *patch)`, all background
         where they are not looked at."""
         drawn = [self.source.case(step * self.batch + n) for n in range(self.batch)]
-        drawn = [case if self.swap is None else self.swap(case, random) for case in drawn]
+        if self.swap is not None:
+            # Random numbers of its own: all else is as it would be without it.
+            own = torch.Generator().manual_seed(case_seed(case_seed(self.seed, SWAPS), step))
+            drawn = [self.swap(case, own) for case in drawn]
         images, labels = [], []
         for case in drawn:
             window = _window(case, self.patch, self.labelled, random)

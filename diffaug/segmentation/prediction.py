@@ -34,10 +34,17 @@ def predict_case(network: nn.Module, case: Prepared, patch: Sequence[int]) -> Te
     )
     assert isinstance(found, Tensor)
     placement = case.placement
-    own, window = placement.from_grid(found.softmax(1).cpu())
+    shares = found.softmax(1).cpu()
+    best, window = placement.from_grid(shares[:, :1])
+    own = torch.zeros(best.shape[1:], dtype=torch.int16)
+    # Class by class, as large volumes with many classes would not fit into memory at once.
+    for number in range(1, shares.shape[1]):
+        share, _ = placement.from_grid(shares[:, number : number + 1])
+        own[(share > best)[0]] = number
+        best = torch.maximum(share, best)
     shape = [placement.source_shape[n] for n in placement_order(placement.axes)]
     label = torch.zeros((1, *shape), dtype=torch.int16)
-    placement.put_back(label, own.argmax(1).short(), window)
+    placement.put_back(label, own, window)
     return label
 
 

@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from diffaug.errors import DiffaugError
 from diffaug.evaluation.augmentation import augment
 from diffaug.evaluation.segmenter import dice_and_cross_entropy
 from diffaug.generators.hardware import has_bfloat16
@@ -81,7 +82,7 @@ def optimise(
     network.train()
     for step in range(schedule.steps):
         optimiser.param_groups[0]["lr"] = schedule.rate(step)
-        loss = objective(network, step)
+        loss = finite(objective(network, step), step)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 12.0)
@@ -91,10 +92,32 @@ def optimise(
     network.eval()
 
 
+def finite(loss: Tensor, step: int) -> Tensor:
+    """The loss.
+
+    Raises:
+        DiffaugError: it is no number.
+    """
+    if not bool(torch.isfinite(loss.detach())):
+        raise DiffaugError(
+            f"the loss is {float(loss.detach())} at step {step + 1}: look at the intensities of the cases, "
+            "or take a lower learning rate"
+        )
+    return loss
+
+
 def augmented(
     images: Tensor, labels: Tensor, classes: int, schedule: Schedule, random: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Images and the share of each class in each voxel, `(B, classes, I, J, K)`."""
+    # In float32 also where a training runs in bfloat16, which would leave some hundred grey levels.
+    with torch.autocast(images.device.type, enabled=False):
+        return _augmented(images, labels, classes, schedule, random)
+
+
+def _augmented(
+    images: Tensor, labels: Tensor, classes: int, schedule: Schedule, random: torch.Generator
+) -> tuple[Tensor, Tensor]:
     if schedule.augmentation:
         return augment(images, labels, classes, schedule.mirror_axis, random)
     return images, torch.cat([labels == n for n in range(classes)], 1).float()

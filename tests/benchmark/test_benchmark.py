@@ -13,6 +13,7 @@ import yaml
 from diffaug.benchmark.analysis import summarise
 from diffaug.benchmark.cells import CaseScore, Cell, CellResult, is_done, read_cell, run_cell
 from diffaug.benchmark.config import Benchmark, read_benchmark
+from diffaug.benchmark.pools import pretraining_cases
 from diffaug.benchmark.report import write_report
 from diffaug.benchmark.running import all_cells, run_cells
 from diffaug.benchmark.study import Study, draw_labelled, open_study
@@ -21,6 +22,7 @@ from diffaug.datasets.volumes import CaseFiles
 from diffaug.errors import DatasetError, DiffaugError, LeakError
 from diffaug.files import atomic_write_json
 from diffaug.progress import Progress
+from tests.conftest import make_tiny_generator
 
 QUIET = Progress(quiet=True)
 SPLIT = {
@@ -104,6 +106,11 @@ def decided(result: CellResult) -> dict[str, Any]:
         ({"comparator": "other"}, r"other is no arm; the arms are .*matched"),
         ({"labelled": []}, "labelled"),
         ({"labelled": [0]}, "at least 1"),
+        ({"labelled": [2, 2]}, "twice"),
+        ({"comparator": "all-labels"}, "must have few labels"),
+        ({"ceiling": "pairs"}, "must have all labels"),
+        ({"comparisons": [{"arm": "pairs", "reference": "all-labels", "margin": 0.1}]}, "of few labels"),
+        ({"backend": "nnunet"}, "nnU-Net plans network and space"),
         ({"arms": {"matched": {"step": 3}}, "ceiling": None, "comparisons": []}, r"arms.matched.step"),
         ({"name": "../elsewhere"}, "is no name"),
         ({"network": {"kind": "transformer"}}, "network.kind"),
@@ -147,7 +154,7 @@ def test_a_scored_scan_that_trained_the_generator_stops_it(
     trained = CaseFiles("renamed", (dataset / "images" / "case_8.nii.gz",), None, "renamed")
     record = record_training_scans([trained], QUIET)
     atomic_write_json(generator / "private" / "training_scans.json", record)
-    with pytest.raises(LeakError, match="1 of 3 held-out scans"):
+    with pytest.raises(LeakError, match=r"1 of 3 held-out scans.*under `train` in splits.json"):
         study(dataset, generator, tmp_path / "work")
     only_real = config(generator)["arms"]
     arms = {name: only_real[name] for name in ("matched", "all-labels")}
@@ -164,6 +171,60 @@ def test_what_the_dataset_must_have(dataset: Path, tiny_generator_folder: Path, 
     (data / "splits.json").unlink()
     with pytest.raises(DatasetError, match=r"has no splits.json"):
         study(data, tiny_generator_folder, tmp_path / "work")
+
+
+def test_mistakes_are_found_before_anything_is_trained(
+    dataset: Path, tiny_generator_folder: Path, tmp_path: Path
+) -> None:
+    content = config(tiny_generator_folder)
+    content["arms"]["variation"]["transforms"][0]["ranges"] = {"strenght": 0.5}
+    with pytest.raises(DiffaugError, match=r"arm variation, variation: .*strenght"):
+        open_study(Benchmark.model_validate(content), dataset, tmp_path / "work")
+    content = config(tiny_generator_folder)
+    content["arms"]["pairs"]["pretraining"][0]["data"] = str(tmp_path / "syntetic")
+    with pytest.raises(DiffaugError, match="syntetic is not a folder"):
+        open_study(Benchmark.model_validate(content), dataset, tmp_path / "work")
+    with pytest.raises(DiffaugError, match="cannot be built"):
+        study(dataset, tiny_generator_folder, tmp_path / "work", network={"settings": {"filters": [4, 8]}})
+
+
+def test_data_to_pretrain_on_must_not_show_a_scored_scan(
+    dataset: Path, tiny_generator_folder: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    for kind in ("images", "labels"):
+        (other / kind).mkdir(parents=True)
+        for n, name in enumerate(("case_0", "case_8")):
+            shutil.copy(dataset / kind / f"{name}.nii.gz", other / kind / f"renamed_{n}.nii.gz")
+    content = config(tiny_generator_folder)
+    content["arms"]["pairs"]["pretraining"][0]["data"] = str(other)
+    with pytest.raises(LeakError, match=r"1 cases of .*other are among the 3 scored"):
+        open_study(Benchmark.model_validate(content), dataset, tmp_path / "work")
+    split = {"train": ["renamed_0"], "validation": [], "test": ["renamed_1"]}
+    (other / "splits.json").write_text(json.dumps(split))
+    own = open_study(Benchmark.model_validate(content), dataset, tmp_path / "work")
+    stage = own.benchmark.arms["pairs"].pretraining[0]
+    assert [case.name for case in pretraining_cases(own, stage, 0, QUIET)] == ["renamed_0"]
+
+
+def test_labels_are_matched_by_name(dataset: Path, tmp_path: Path) -> None:
+    """A generator whose ids are the other way round."""
+    data = shutil.copytree(dataset, tmp_path / "data")
+    for old, new in (("images", "imagesTr"), ("labels", "labelsTr")):
+        (data / old).rename(data / new)
+    names = [f"case_{n}" for n in range(10)]
+    files = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names]
+    labels = {"0": "background", "1": "head", "2": "body"}
+    described = {"name": "blocks", "modality": {"0": "MRI"}, "labels": labels, "training": files}
+    (data / "dataset.json").write_text(json.dumps(described))
+    make_tiny_generator(labels={0: "background", 1: "body", 2: "head"}).save(tmp_path / "generator")
+    own = study(data, tmp_path / "generator", tmp_path / "work")
+    assert own.classes_of(own.card.labels) == {0: 0, 1: 2, 2: 1}
+    assert own.label_mapping == {1: 2, 2: 1}
+    run_cell(own, Cell(2, "variation", 0), QUIET)
+    make_tiny_generator(labels={0: "background", 1: "liver"}).save(tmp_path / "liver")
+    with pytest.raises(DiffaugError, match="does not know head, body"):
+        study(data, tmp_path / "liver", tmp_path / "work")
 
 
 # -- who is labelled
@@ -277,14 +338,14 @@ def write_cells(own: Study, gains: dict[str, float], noise: float) -> list[Cell]
             CaseScore(
                 case=name,
                 patient=f"patient {n}",
-                dice={"label 1": float(values[n]), "label 2": None},
-                nsd={"label 1": 0.5, "label 2": None},
-                hd95={"label 1": 2.0, "label 2": None},
+                dice={"label 1": float(values[n])},
+                nsd={"label 1": 0.5},
+                hd95={"label 1": 2.0},
             )
             for n, name in enumerate(SPLIT["test"])
         ]
         result = CellResult(
-            settings={},
+            settings=own.settings(own.benchmark.arms[cell.arm], cell.labelled, cell.seed),
             labelled_cases=[],
             scores=scores,
             losses=[],
@@ -318,6 +379,39 @@ def test_gains_losses_and_neither_are_told_apart(
     assert pairs.p is not None
     assert pairs.holm >= pairs.p
     assert pairs.steps == 8
+    page = write_report(own, summary, cells).read_text()
+    assert "Against <b>from scratch</b>, 8 steps in all" in page
+    assert "<b>plain</b> after 4 steps lowers Dice" in page
+
+
+def test_two_seeds_are_too_few_to_say_anything(
+    dataset: Path, tiny_generator_folder: Path, tmp_path: Path
+) -> None:
+    own = study(dataset, tiny_generator_folder, tmp_path / "work", seeds=2)
+    summary = summarise(own, write_cells(own, {"pairs": 0.05}, noise=0.001))
+    assert {arm.verdict for arm in summary.arms} == {"", "fewer than 3 seeds"}
+
+
+def test_old_results_are_not_shown_under_new_settings(
+    dataset: Path, tiny_generator_folder: Path, tmp_path: Path
+) -> None:
+    own = study(dataset, tiny_generator_folder, tmp_path / "work")
+    cells = write_cells(own, {}, noise=0.01)
+    changed = study(dataset, tiny_generator_folder, tmp_path / "work", schedule={"steps": 5000})
+    with pytest.raises(DiffaugError, match="made by other settings"):
+        summarise(changed, cells)
+
+
+def test_variants_leave_all_other_randomness_as_it_is(
+    dataset: Path, tiny_generator_folder: Path, tmp_path: Path
+) -> None:
+    """Variants of strength 0 are the cases themselves: the arm is its comparator."""
+    content = config(tiny_generator_folder)
+    use = {"operation": "variation", "probability": 1, "variants": 1, "ranges": {"strength": 0}}
+    content["arms"]["variation"]["transforms"] = [use]
+    own = open_study(Benchmark.model_validate(content), dataset, tmp_path / "work")
+    scores = [run_cell(own, Cell(2, arm, 0), QUIET).scores for arm in ("matched", "variation")]
+    assert scores[0] == scores[1]
 
 
 def test_without_a_gap_there_is_no_share_of_it(

@@ -159,6 +159,28 @@ def test_hierarchical_interval_is_as_wide_as_seeds_and_clusters_make_it() -> Non
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * spread, rel=0.1)
 
 
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_hierarchical_interval_holds_for_few_seeds(seeds: int) -> None:
+    """Where there is no difference, it leaves out 0 about once in twenty times."""
+    rng = np.random.default_rng(7)
+    missed = 0
+    for _ in range(200):
+        values = rng.normal(0, 0.015, (seeds, 1)) + rng.normal(0, 0.02, (1, 20))
+        values = values + rng.normal(0, 0.02, (seeds, 20))
+        interval = hierarchical_interval(values, range(20), resamples=500)
+        missed += not interval.low < 0 < interval.high
+    assert missed <= 20
+
+
+def test_hierarchical_interval_of_one_seed_is_over_patients() -> None:
+    values = np.random.default_rng(8).normal(1, 0.1, (1, 25))
+    interval = hierarchical_interval(values, range(25))
+    half = 2.064 * values.std(ddof=1) / 5
+    assert interval.high - interval.low == pytest.approx(2 * half, rel=0.01)
+    constant = hierarchical_interval(np.full((3, 4), 0.5), range(4))
+    assert tuple(constant) == (0.5, 0.5, 0.5)
+
+
 def test_hierarchical_interval_takes_patients_whole_and_skips_what_is_missing() -> None:
     rng = np.random.default_rng(4)
     values = rng.normal(size=(5, 30))

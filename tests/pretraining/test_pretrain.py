@@ -58,8 +58,10 @@ def test_from_a_generator_to_monai(tiny_generator: Generator, tmp_path: Path) ->
     record = json.loads((tmp_path / "out" / "pretraining.json").read_text())
     assert record["sources"][0]["generator"] == "tiny"
     assert record["licences"] == ["CC0-1.0"]
-    assert list(record["stages"]) == ["1 masked", "2 supervised"]
-    assert all(entry["loss"] > 0 for stage in record["stages"].values() for entry in stage)
+    assert [stage["method"] for stage in record["stages"]] == ["masked", "supervised"]
+    assert all(entry["loss"] > 0 for stage in record["stages"] for entry in stage["history"])
+    assert record["space"]["patch"] == [16, 24, 16]
+    assert record["network"]["settings"] == {"filters": [4, 8, 16]}
     assert (tmp_path / "out" / "curves.png").stat().st_size > 5000
     network = build_network(DYNUNET, 1, 3)
     network.load_state_dict(torch.load(tmp_path / "out" / "monai.pt", weights_only=True))
@@ -159,7 +161,7 @@ def test_from_datasets_real_and_synthetic(tiny_generator: Generator, tmp_path: P
 def test_sources_that_do_not_belong_together(tiny_generator: Generator, tmp_path: Path) -> None:
     real = read_dataset(write_dataset(tmp_path / "real"))
     other = make_tiny_generator(labels={0: "background", 1: "liver"})
-    with pytest.raises(LabelError, match="does not know body, head"):
+    with pytest.raises(LabelError, match="do not both know body, head, liver"):
         make_plan(asked(tiny_generator, generators=[tiny_generator, other]))
     with pytest.raises(DiffaugError, match=r"\[1, 2\] channels"):
         make_plan(asked(tiny_generator, generators=[tiny_generator, make_tiny_generator(channels=2)]))
@@ -169,6 +171,13 @@ def test_sources_that_do_not_belong_together(tiny_generator: Generator, tmp_path
         make_plan(asked(tiny_generator, shares=[0.5, 0.5]))
     with pytest.raises(DiffaugError, match="multiples of"):
         make_plan(asked(tiny_generator, patch=(16, 23, 16)))
+    with pytest.raises(DiffaugError, match="sides of 1 voxel"):
+        make_plan(asked(tiny_generator, patch=(0, 0, 0)))
+    with pytest.raises(DiffaugError, match="low below high"):
+        make_plan(asked(tiny_generator, window=(400.0, -100.0)))
+    for wrong in ({"filters": 8}, {"filters": [4, 8]}):
+        with pytest.raises(DiffaugError, match="dynunet cannot be built"):
+            make_plan(asked(tiny_generator, network=NetworkPlan(settings=wrong)))
     images = read_dataset(tmp_path / "real", images=Path("images"))
     with pytest.raises(LabelError, match="has no labels"):
         make_plan(asked(tiny_generator, datasets=[images], generators=[]))
@@ -225,7 +234,8 @@ def test_nnunet_loads_the_checkpoint(make: Any, tiny_generator: Generator, tmp_p
     load(trained, str(tmp_path / "out" / "nnunet.pth"))
     weights = read_weights(tmp_path / "out")
     for name, parameter in trained.named_parameters():
-        if "seg_layers" not in name:
+        assert ("seg_layers" in name) == (name not in weights)
+        if name in weights:
             assert torch.equal(parameter, weights[name])
 
     checkpoint = torch.load(tmp_path / "out" / "nnssl.pth", weights_only=True)

@@ -157,6 +157,6 @@ def test_scores_by_hand() -> None:
     assert first.hd95 == pytest.approx(3.0)
     assert first.nsd == pytest.approx(1.0)
     assert score(shifted, true, [1], (1.5, 1, 1), 1.0)[0].nsd < 0.9
-    assert all(math.isnan(value) for value in second)
+    assert second == (1.0, 1.0, 0.0)
     missed = score(torch.zeros_like(true), true, [1], (1, 1, 1), 1.0)[0]
     assert missed == (0.0, 0.0, pytest.approx(math.sqrt(1200)))
