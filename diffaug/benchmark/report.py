@@ -183,8 +183,8 @@ def _scores(summary: Summary) -> str:
         + '<p class="small">In brackets: 95 % intervals from 5000 draws of seeds and of patients, widened '
         "for few seeds. Gains are paired by case, on the seeds that both arms have. p: Wilcoxon's "
         "signed-rank test over patients, given these seeds, Holm-adjusted over the arms with as many "
-        f"labelled cases. NSD: normalised surface distance at {summary.benchmark.tolerance:g} mm. Share of gap: gain "
-        "over what all labels gain.</p>"
+        f"labelled cases. NSD: normalised surface distance at {summary.benchmark.tolerance:g} mm. "
+        "Share of gap: gain over what all labels gain.</p>"
     )
 
 
