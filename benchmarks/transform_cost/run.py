@@ -10,6 +10,7 @@ Also how long nnU-Net and MONAI take for a training iteration on this machine, w
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -24,8 +25,17 @@ import numpy as np
 import torch
 import torchio as tio
 from matplotlib.figure import Figure
-from monai.data import MetaTensor
-from monai.transforms import Rand3DElasticd
+from monai.data import DataLoader, MetaTensor
+from monai.data import Dataset as MonaiDataset
+from monai.losses import DiceCELoss
+from monai.networks.nets import UNet
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    LoadImaged,
+    Rand3DElasticd,
+    ResizeWithPadOrCropd,
+)
 
 from diffaug.bank import build_bank
 from diffaug.bank.bank import BankCase, BankSettings, case_file, salt_of, sample_hash
@@ -41,6 +51,8 @@ GENERATOR = "hippocampus-mr"
 REFERENCE = "TorchIO RandomElasticDeformation"
 # Repetitions of each transform: at least so many, and so many seconds.
 LEAST, SECONDS = 5, 4.0
+# Samples that a loader gives.
+LOADED = 160
 # Of nnU-Net's own pipeline, on patches of this shape.
 PATCHES = {"hippocampus": (40, 56, 40), "fetal atlas": (128, 160, 128)}
 
@@ -61,6 +73,7 @@ def main() -> None:
     hippocampus, atlas = cases(options.data)
     small = samples("hippocampus", hippocampus, GENERATOR, options.work)
     found["iterations"] = {"MONAI": monai_iteration(small), "nnU-Net": nnunet_iteration(options)}
+    found["loaders"] = loaders(hippocampus, options.work)
     large = samples("fetal atlas", atlas, str(options.patch_generator), options.work)
     found["samples"] = {"hippocampus": small, "fetal atlas": large}
     atomic_write_json(options.results / "cost.json", found)
@@ -195,9 +208,6 @@ def nnunet_pipeline(subject: tio.Subject, patch: tuple[int, ...]) -> Callable[[]
 
 def monai_iteration(costs: dict[str, float]) -> dict[str, float]:
     """Wall-clock seconds of a training step of a MONAI U-Net on four hippocampi, and what a bank adds."""
-    from monai.losses import DiceCELoss
-    from monai.networks.nets import UNet
-
     torch.set_num_threads(2)
     network = UNet(3, 1, 3, (16, 32, 64, 128), (2, 2, 2), num_res_units=2)
     optimiser = torch.optim.AdamW(network.parameters())
@@ -212,6 +222,55 @@ def monai_iteration(costs: dict[str, float]) -> dict[str, float]:
     seconds = wall_seconds(step)
     torch.set_num_threads(1)
     return {"seconds": seconds, "bank_seconds": 4 * costs["RandFromBankd (MONAI)"]}
+
+
+def loaders(dataset: Dataset, work: Path) -> dict[str, dict[str, float]]:
+    """MONAI's DataLoader with a worker, transforms applied to every case: CPU-seconds a sample of all
+    processes together, the worker's start included, and training iterations a second on the other core."""
+    image, label = dataset.cases[0].images[0], dataset.cases[0].label
+    data = LoadImaged(["image", "label"])({"image": str(image), "label": str(label)})
+    data = EnsureChannelFirstd(["image", "label"])(data)
+    bank = make_bank("hippocampus", dataset, work)
+    transforms: dict[str, list[Any]] = {
+        "none": [],
+        "Rand3DElasticd": [
+            Rand3DElasticd(["image", "label"], (5, 8), (50, 150), prob=1, mode=("bilinear", "nearest"))
+        ],
+        "RandFromBankd": [RandFromBankd("image", bank, prob=1)],
+        "RandVariationd": [RandVariationd("image", generator=GENERATOR, prob=1)],
+    }
+    found = {}
+    for title, own in transforms.items():
+        pipeline = Compose([*own, ResizeWithPadOrCropd(["image", "label"], (40, 56, 40))])
+        cases = MonaiDataset([data] * LOADED, pipeline)
+        started = cpu_of_all()
+        for _ in DataLoader(cases, batch_size=4, num_workers=1):
+            pass
+        seconds = (cpu_of_all() - started) / LOADED
+        found[title] = {"cpu_seconds": seconds, "iterations_per_second": training_speed(cases)}
+        print(f"loader: {title}: {found[title]}", file=sys.stderr, flush=True)
+    return found
+
+
+def cpu_of_all() -> float:
+    """CPU-seconds of this process and of the workers that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def training_speed(cases: MonaiDataset) -> float:
+    """Iterations a second of a MONAI U-Net, batch 4, after the first one, which waits for the worker."""
+    network = UNet(3, 1, 3, (16, 32, 64, 128), (2, 2, 2), num_res_units=2)
+    optimiser = torch.optim.AdamW(network.parameters())
+    criterion = DiceCELoss(to_onehot_y=True, softmax=True)
+    begun = 0.0
+    for step, batch in enumerate(DataLoader(cases, batch_size=4, num_workers=1)):
+        optimiser.zero_grad()
+        criterion(network(batch["image"].as_tensor()), batch["label"].as_tensor()).backward()
+        optimiser.step()
+        if step == 0:
+            begun = time.perf_counter()
+    return (LOADED // 4 - 1) / (time.perf_counter() - begun)
 
 
 def wall_seconds(function: Callable[[], object]) -> float:
@@ -312,6 +371,14 @@ def table(found: dict[str, Any]) -> list[str]:
         f"{nnunet['load']:.3f} s, with every case from a bank {nnunet['load_bank']:.3f} s; training step "
         f"{nnunet['step']:.3f} s. Reading a case takes {1000 * nnunet['draw_extra']:.2f} ms more from a "
         f"bank, {100 * extra:.2f} % of an iteration.",
+        "",
+        "MONAI's DataLoader with a worker, batch 4: "
+        + "; ".join(
+            f"{title} {1000 * own['cpu_seconds']:.1f} ms of CPU a sample in all processes, "
+            f"{own['iterations_per_second']:.2f} training iterations a second"
+            for title, own in found["loaders"].items()
+        )
+        + ".",
         "",
         f"MONAI U-Net, batch 4: training step {monai['seconds']:.3f} s; four draws from a bank "
         f"{1000 * monai['bank_seconds']:.1f} ms of CPU, {100 * share:.2f} % of it.",
