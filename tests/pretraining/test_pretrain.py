@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from diffaug.datasets.building import build_dataset
 from diffaug.datasets.reading import read_dataset
@@ -22,6 +21,7 @@ from diffaug.pretraining.pretrain import pretrain, read_weights
 from diffaug.progress import Progress
 from diffaug.segmentation.networks import NetworkPlan, build_network
 from diffaug.segmentation.training import Schedule
+from diffaug.training.processes import make_accelerator
 from tests.benchmark.test_benchmark import write_dataset
 from tests.conftest import make_tiny_generator
 from tests.segmentation.test_networks import SMALL, nnunet_plans
@@ -49,7 +49,7 @@ def asked(generator: Generator, **changes: Any) -> Asked:
 def run(order: Asked, output: Path) -> PretrainingPlan:
     plan = make_plan(order)
     material = read_material(plan, order.datasets, order.generators, QUIET)
-    pretrain(plan, material, output, Accelerator(cpu=True), QUIET)
+    pretrain(plan, material, output, make_accelerator("cpu"), QUIET)
     return plan
 
 
