@@ -1,9 +1,11 @@
 """Running the cells of a benchmark: in this process or in several, a shard of them or all."""
 
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
+from threading import Thread
 
 import torch
 from filelock import FileLock
@@ -55,7 +57,7 @@ def run_cells(study: Study, cells: Sequence[Cell], jobs: int, progress: Progress
             return len(pending)
         threads = max(1, (os.cpu_count() or 1) // jobs)
         pool = ProcessPoolExecutor(
-            jobs, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+            jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(threads, os.getpid())
         )
         try:
             for done in as_completed([pool.submit(_named, study, cell) for cell in pending]):
@@ -64,6 +66,18 @@ def run_cells(study: Study, cells: Sequence[Cell], jobs: int, progress: Progress
         finally:
             pool.shutdown(cancel_futures=True)
     return len(pending)
+
+
+def _begin(threads: int, parent: int) -> None:
+    """Start a worker, which ends where its parent was killed: cells take minutes."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    torch.set_num_threads(threads)
+    Thread(target=watch, daemon=True).start()
 
 
 def _named(study: Study, cell: Cell) -> None:
