@@ -1,10 +1,11 @@
 """Supervised pretraining inside nnU-Net: the plans of one dataset carried to another, on which it begins."""
 
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 from diffaug.errors import DiffaugError, ExtraError
-from diffaug.files import read_json
+from diffaug.files import atomic_path, read_json
 
 try:
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
@@ -71,7 +72,9 @@ def prepare_pretraining(
         raise DiffaugError(f"{fine} has the channels {channels[0]}, {pre} {channels[1]}: they must be alike")
     number = convert_dataset_name_to_id(pre)
     own = f"{plans}Of{convert_dataset_name_to_id(fine):03d}"
-    (Path(str(nnUNet_preprocessed)) / pre).mkdir(parents=True, exist_ok=True)
+    # Planning would copy the description, too.
+    with atomic_path(Path(str(nnUNet_preprocessed)) / pre / "dataset.json") as temporary:
+        shutil.copy(Path(str(nnUNet_raw)) / pre / "dataset.json", temporary)
     extract_fingerprint_dataset(number, num_processes=processes, clean=False, show_progress_bar=False)
     move_plans_between_datasets(fine, pre, plans, own)
     preprocess_dataset(number, own, (configuration,), (processes,), show_progress_bar=False)
