@@ -102,7 +102,8 @@ def interval(figure: Interval | None, digits: int = 3, *, signed: bool = False) 
     if figure is None:
         return ""
     sign = "+" if signed else ""
-    value, low, high = (f"{part:{sign}.{digits}f}" for part in figure)
+    # Adding 0 turns -0.0 into 0.0.
+    value, low, high = (f"{round(part, digits) + 0.0:{sign}.{digits}f}" for part in figure)
     return f"{value} [{low}, {high}]"
 
 
