@@ -53,6 +53,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def picture(draw: "Callable[[Figure], None]", size: tuple[float, float], caption: str) -> str:
     """A figure of a size in inches as an embedded PNG."""
+    return embedded(png(draw, size), caption)
+
+
+def png(draw: "Callable[[Figure], None]", size: tuple[float, float]) -> bytes:
+    """A figure of a size in inches as a PNG file's bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -61,12 +66,12 @@ def picture(draw: "Callable[[Figure], None]", size: tuple[float, float], caption
     draw(figure)
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
-    return embedded(content.getvalue(), caption)
+    return content.getvalue()
 
 
-def embedded(png: bytes, caption: str) -> str:
+def embedded(image: bytes, caption: str) -> str:
     """A PNG file's bytes, with a caption."""
-    data = base64.b64encode(png).decode()
+    data = base64.b64encode(image).decode()
     return (
         f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"

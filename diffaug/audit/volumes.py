@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import nibabel as nib
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from diffaug.datasets.manifest import MANIFEST, read_manifest
 from diffaug.datasets.reading import Dataset
-from diffaug.datasets.volumes import CaseFiles, LoadedCase, load_case
+from diffaug.datasets.volumes import CaseFiles, LoadedCase, load_case, ras_geometry
 from diffaug.errors import DatasetError, DiffaugError
 from diffaug.evaluation.segmenter import standardise
 from diffaug.files import atomic_paths, read_json, sha256_file
@@ -96,15 +95,7 @@ def _median_geometry(
     files: Sequence[Path],
 ) -> tuple[tuple[float, float, float], tuple[int, int, int]]:
     """Median spacing (mm) and shape of volumes in RAS order, from their headers."""
-    spacings, shapes = [], []
-    for file in files:
-        try:
-            header: Any = nib.load(file)
-        except (OSError, nib.filebasedimages.ImageFileError) as error:
-            raise DatasetError([f"{file} cannot be read: {error}"]) from error
-        axes = np.argsort(nib.orientations.io_orientation(header.affine)[:, 0])
-        spacings.append(nib.affines.voxel_sizes(header.affine)[axes])
-        shapes.append([header.shape[a] for a in axes])
+    spacings, shapes = zip(*map(ras_geometry, files), strict=True)
     a, b, c = np.median(spacings, axis=0).tolist()
     i, j, k = np.median(shapes, axis=0).round().astype(int).tolist()
     return (a, b, c), (i, j, k)

@@ -75,8 +75,7 @@ def build_bank(
     if per_case < 1:
         raise DiffaugError(f"per_case must be at least 1, got {per_case}")
     output = output.absolute()
-    train = None if dataset.split is None else set(dataset.split["train"])
-    cases = [case for case in dataset.cases if train is None or case.name in train]
+    cases = dataset.training_cases
     settings = _settings(operation, dataset, cases, per_case, seed)
     _check_cases(operation, dataset, cases)
     if operation.card.labels and not operation.allow_label_drift:

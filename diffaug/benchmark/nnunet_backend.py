@@ -28,11 +28,10 @@ from diffaug.datasets.reading import Dataset, read_dataset
 from diffaug.datasets.volumes import CaseFiles, load_case
 from diffaug.errors import DiffaugError
 from diffaug.files import atomic_write_json, read_json
+from diffaug.nnunet.settings import FILE, STEPS
 
 NUMBER = 900
 PLANS, CONFIGURATION = "nnUNetPlans", "3d_fullres"
-# How the trainer is told its steps.
-STEPS = "DIFFAUG_NNUNET_STEPS"
 FOLDERS = ("raw", "preprocessed", "results")
 
 
@@ -160,7 +159,7 @@ def _prepare_bank(arm: Arm, generator: str, names: Sequence[str], seed: int, own
     build_bank(operation, few, own / "bank", per_case=use.variants, seed=seed)
     command = ["diffaug", "nnunet", "prepare", str(NUMBER), "--bank", str(own / "bank")]
     run([*command, "--probability", str(use.probability)], own)
-    settings = own / "preprocessed" / dataset / "diffaug.json"
+    settings = own / "preprocessed" / dataset / FILE
     # The fold's validation case is one that trains; the scored cases are checked by the benchmark.
     atomic_write_json(settings, json.loads(settings.read_text().replace('"refuse"', '"warn"')))
 

@@ -17,7 +17,7 @@ from diffaug.datasets.volumes import load_case
 from diffaug.evaluation.statistics import Interval
 from diffaug.figures import montage
 from diffaug.files import atomic_path, atomic_write_json, atomic_write_text
-from diffaug.pages import embedded, picture, table, write_html
+from diffaug.pages import embedded, picture, png, table, write_html
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,11 +34,13 @@ def write_report(study: Study, summary: Summary, cells: Sequence[Cell]) -> Path:
     atomic_write_json(folder / "summary.json", summary.model_dump(mode="json"))
     atomic_write_text(folder / "table.md", "\n".join(markdown(summary)) + "\n")
     atomic_write_text(folder / "cases.csv", _csv(study, cells))
-    _save(lambda figure: draw_arms(figure, summary), _size(summary), folder / "dice.png")
+    dice = png(lambda figure: draw_arms(figure, summary), _size(summary))
+    with atomic_path(folder / "dice.png") as temporary:
+        temporary.write_bytes(dice)
     parts = [
         _head(summary),
         _answers(summary),
-        picture(lambda figure: draw_arms(figure, summary), _size(summary), DICE_CAPTION),
+        embedded(dice, DICE_CAPTION),
         _scores(summary),
         _structures(summary),
         _margins(summary),
@@ -325,14 +327,3 @@ def _draw_efficiency(figure: "Figure", summary: Summary) -> None:
     axes.set_xticklabels([str(count) for count in summary.benchmark.labelled])
     axes.minorticks_off()
     axes.legend(frameon=False, fontsize=7)
-
-
-def _save(draw, size: tuple[float, float], path: Path) -> None:  # type: ignore[no-untyped-def]
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    draw(figure)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from diffaug.benchmark.config import Arm, Benchmark
@@ -16,13 +15,13 @@ from diffaug.benchmark.nnunet_backend import plan, read_plans
 from diffaug.benchmark.operations import operation_of
 from diffaug.datasets.reading import Dataset, read_dataset
 from diffaug.datasets.training_scans import recognised, scan_hashes
-from diffaug.datasets.volumes import CaseFiles
+from diffaug.datasets.volumes import CaseFiles, ras_geometry
 from diffaug.errors import DatasetError, DiffaugError, LeakError
 from diffaug.files import sha256_file
 from diffaug.generators.card import Card
 from diffaug.operations import check_held_out
 from diffaug.operations.sources import card_of, reference
-from diffaug.pretraining.preparing import classes_by_name, nnunet_space, number_of, training_cases
+from diffaug.pretraining.preparing import classes_by_name, nnunet_space, number_of
 from diffaug.pretraining.stages import check_method
 from diffaug.progress import Progress
 from diffaug.segmentation.cases import Space, choose_space
@@ -90,12 +89,7 @@ class Study:
         if self.given is not None:
             check_patch(self.network, self.given.patch)
             return self.given
-        spacings, shapes = [], []
-        for case in self.training:
-            header: Any = nib.load(case.images[0])
-            axes = np.argsort(nib.orientations.io_orientation(header.affine)[:, 0])
-            spacings.append(nib.affines.voxel_sizes(header.affine)[axes])
-            shapes.append([header.shape[axis] for axis in axes])
+        spacings, shapes = zip(*(ras_geometry(case.images[0]) for case in self.training), strict=True)
         return choose_space(spacings, shapes, patch_multiple(self.network))
 
     def settings(self, arm: Arm, labelled: int | None, seed: int) -> dict[str, Any]:
@@ -148,7 +142,7 @@ class Study:
             for stage in arm.pretraining:
                 if stage.data not in ("synthetic", "real", *found):
                     dataset = read_dataset(Path(stage.data))
-                    found[stage.data] = dataset, training_cases(dataset)
+                    found[stage.data] = dataset, list(dataset.training_cases)
         return found
 
     def classes_of(self, labels: Mapping[int, str]) -> dict[int, int]:

@@ -111,7 +111,7 @@ def audit(
         raise typer.BadParameter("--network and --network-weights go together: give both, or none")
     dataset = read_dataset(train, patients=patients, split=split)
     others = dataset if holdout is None else read_dataset(holdout, patients=patients)
-    training = _training_part(dataset)
+    training = Part(dataset, dataset.training_cases)
     held_out = _held_out_part(others, holdout_subset, dataset if holdout is None else None)
     progress = Progress()
     if card is not None:
@@ -135,15 +135,6 @@ def audit(
     for verdict in report.verdicts:
         progress.note(f"{verdict.answer:7} {verdict.question} {verdict.found}")
     typer.echo(report.model_dump_json() if as_json else output / "report.html")
-
-
-def _training_part(dataset: "Dataset") -> "Part":
-    """The training cases of a dataset with a split, all cases of one without."""
-    from diffaug.audit.auditing import Part
-
-    if dataset.split is None:
-        return Part(dataset, dataset.cases)
-    return Part(dataset, [case for case in dataset.cases if case.name in dataset.split["train"]])
 
 
 def _held_out_part(dataset: "Dataset", subsets: list[str] | None, training: "Dataset | None") -> "Part":

@@ -64,6 +64,14 @@ class Dataset:
     patients_given: bool
     strays: tuple[Path, ...] = ()
 
+    @property
+    def training_cases(self) -> tuple[CaseFiles, ...]:
+        """The cases of the split that train; all of a dataset without a split."""
+        if self.split is None:
+            return self.cases
+        wanted = set(self.split["train"])
+        return tuple(case for case in self.cases if case.name in wanted)
+
 
 # Name, images and label of a case whose patient is not yet known.
 _Case = tuple[str, tuple[Path, ...], Path | None]

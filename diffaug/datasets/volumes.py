@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -129,6 +129,21 @@ def read_volume(file: Path) -> Volume:
     if array.dtype.kind not in "iuf":
         raise DatasetError([f"{file} holds voxels of type {array.dtype}: convert them to real numbers"])
     return Volume(array, np.asarray(image.affine, dtype=np.float64), spacing)
+
+
+def ras_geometry(file: Path) -> tuple[list[float], list[int]]:
+    """Spacing (mm) and shape of a volume, its axes in RAS order, from its header alone.
+
+    Raises:
+        DatasetError: the file cannot be read.
+    """
+    try:
+        header: Any = nib.load(file)
+    except (OSError, ImageFileError) as error:
+        raise DatasetError([f"{file} cannot be read: {error}"]) from error
+    axes = np.argsort(nib.orientations.io_orientation(header.affine)[:, 0])
+    spacing: list[float] = nib.affines.voxel_sizes(header.affine)[axes].tolist()
+    return spacing, [int(header.shape[axis]) for axis in axes]
 
 
 def geometry_fault(volume: Volume) -> str | None:

@@ -9,6 +9,8 @@ from diffaug.errors import DiffaugError
 from diffaug.files import atomic_write_json
 
 FILE = "diffaug.json"
+# Environment variable by which `nnUNetTrainerSteps` is told its number of iterations.
+STEPS = "DIFFAUG_NNUNET_STEPS"
 
 
 class _Part(BaseModel):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffaug.errors import DiffaugError, ExtraError
 from diffaug.files import atomic_path
-from diffaug.nnunet.settings import FILE, BankChoice, OnlineChoice, bank_key, read_settings
+from diffaug.nnunet.settings import FILE, STEPS, BankChoice, OnlineChoice, bank_key, read_settings
 from diffaug.operations.sources import card_of
 from diffaug.transforms.batch import BatchVariation
 
@@ -28,8 +28,6 @@ except ImportError as error:
     raise ExtraError("nnU-Net", "nnunet") from error
 
 
-# Environment variable of `nnUNetTrainerSteps`.
-STEPS = "DIFFAUG_NNUNET_STEPS"
 # The learning rate falls once an epoch.
 STEPS_AN_EPOCH = 25
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from diffaug.datasets.manifest import MANIFEST, read_manifest
 from diffaug.datasets.reading import Dataset
-from diffaug.datasets.volumes import CaseFiles
+from diffaug.datasets.volumes import CaseFiles, ras_geometry
 from diffaug.errors import DatasetError, DiffaugError, LabelError
 from diffaug.files import read_json
 from diffaug.generators.generator import Generator
@@ -122,10 +122,10 @@ def read_material(
         DatasetError: a scan cannot be read.
         DiffaugError: they do not fit into memory.
     """
-    _check_memory(plan, [case for dataset in datasets for case in training_cases(dataset)])
+    _check_memory(plan, [case for dataset in datasets for case in dataset.training_cases])
     read = [
         read_prepared(
-            training_cases(dataset),
+            dataset.training_cases,
             plan.space,
             classes_by_name(plan.labels, dataset.labels),
             progress,
@@ -148,14 +148,6 @@ def read_material(
     return Material(training, held_out)
 
 
-def training_cases(dataset: Dataset) -> list[CaseFiles]:
-    """All cases of a dataset, or those of its split that train."""
-    if dataset.split is None:
-        return list(dataset.cases)
-    wanted = set(dataset.split["train"])
-    return [case for case in dataset.cases if case.name in wanted]
-
-
 def _dataset_source(dataset: Dataset, share: float) -> DatasetSource:
     manifest = dataset.root / MANIFEST
     made = read_manifest(manifest).settings.generator.name if manifest.is_file() else None
@@ -163,7 +155,7 @@ def _dataset_source(dataset: Dataset, share: float) -> DatasetSource:
         folder=str(dataset.root),
         name=dataset.name,
         licence=dataset.licence,
-        cases=len(training_cases(dataset)),
+        cases=len(dataset.training_cases),
         synthetic=made,
         share=share,
     )
@@ -176,7 +168,7 @@ def _labels(asked: Asked) -> dict[int, str]:
     vocabularies = [
         (str(dataset.root), dataset.labels)
         for dataset in asked.datasets
-        if any(case.label for case in training_cases(dataset)) or not asked.generators
+        if any(case.label for case in dataset.training_cases) or not asked.generators
     ]
     vocabularies += [(generator.name, dict(generator.card.labels)) for generator in asked.generators]
     (first, own), *others = vocabularies
@@ -191,7 +183,7 @@ def _labels(asked: Asked) -> dict[int, str]:
                 f"{first} and {other} do not both know {', '.join(different)}: name their labels alike, and "
                 "pretrain on sources of the same structures"
             )
-    labelled = [case for dataset in asked.datasets for case in training_cases(dataset) if case.label]
+    labelled = [case for dataset in asked.datasets for case in dataset.training_cases if case.label]
     if not labelled and not asked.generators:
         raise LabelError(f"{first} has no label map, which supervised pretraining needs")
     return {0: "background"} | dict(enumerate(names, start=1))
@@ -225,11 +217,10 @@ def _space(asked: Asked) -> Space:
         spacings: list[Sequence[float]] = []
         shapes: list[Sequence[int]] = []
         for dataset in asked.datasets:
-            for case in training_cases(dataset):
-                header: Any = nib.load(case.images[0])
-                axes = np.argsort(nib.orientations.io_orientation(header.affine)[:, 0])
-                spacings.append(nib.affines.voxel_sizes(header.affine)[axes].tolist())
-                shapes.append([header.shape[axis] for axis in axes])
+            for case in dataset.training_cases:
+                spacing, shape = ras_geometry(case.images[0])
+                spacings.append(spacing)
+                shapes.append(shape)
         if not asked.datasets:
             for generator in asked.generators:
                 axes = np.argsort(nib.orientations.axcodes2ornt(generator.grid.orientation)[:, 0])

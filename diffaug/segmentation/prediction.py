@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,12 +43,7 @@ def predict_case(network: nn.Module, case: Prepared, patch: Sequence[int]) -> Te
         share, _ = placement.from_grid(shares[:, number : number + 1])
         own[(share > best)[0]] = number
         best = torch.maximum(share, best)
-    shape = [placement.source_shape[n] for n in placement_order(placement.axes)]
+    shape = [placement.source_shape[n] for n in np.argsort(placement.axes)]
     label = torch.zeros((1, *shape), dtype=torch.int16)
     placement.put_back(label, own, window)
     return label
-
-
-def placement_order(axes: Sequence[int]) -> list[int]:
-    """Which reoriented axis holds each axis of the stored array."""
-    return [list(axes).index(n) for n in range(3)]
