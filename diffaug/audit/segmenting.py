@@ -96,9 +96,11 @@ def label_on_grid(
     label: NDArray[np.integer], affine: NDArray[np.float64], grid: Grid, numbers: tuple[int, ...]
 ) -> Tensor:
     """A label map `(I, J, K)` on the grid as `(1, *grid.shape)` int16, its ids `numbers` counted from 1."""
-    shares = np.stack([~np.isin(label, numbers), *(label == number for number in numbers)])
+    counted = np.zeros(label.shape, np.int16)
+    for place_of, number in enumerate(numbers, start=1):
+        counted[label == number] = place_of
     placement = place(grid, label.shape, affine, foreground=torch.from_numpy(label > 0))
-    return placement.label_to_grid(torch.from_numpy(shares)[None])[0].argmax(0, keepdim=True).short()
+    return placement.label_to_grid(torch.from_numpy(counted)[None, None])[0]
 
 
 def read_judge(path: Path, labels: Mapping[int, str]) -> LabelJudge:

@@ -214,7 +214,7 @@ def read_source(source: Source, generator: Generator, label_mapping: Mapping[int
     if generator.knows_labels:
         try:
             # The vocabulary says what is wrong with ids; a row of them is enough for that.
-            generator.vocabulary.one_hot(
+            generator.vocabulary.indices(
                 torch.from_numpy(np.unique(label))[None, None, None, None], label_mapping
             )
         except LabelError as error:

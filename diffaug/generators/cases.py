@@ -28,12 +28,13 @@ INPAINT_RIM = 2
 
 @dataclass(frozen=True)
 class Case:
-    """One case on the grid: `image` `(1, C, *grid)` in network units, `one_hot` `(1, L, *grid)`."""
+    """One case on the grid: `image` `(1, C, *grid)` in network units, `label` `(1, 1, *grid)` int16, places
+    in the vocabulary."""
 
     placement: Placement
     image: Tensor | None = None
     intensity: IntensityMap | None = None
-    one_hot: Tensor | None = None
+    label: Tensor | None = None
 
 
 # -- onto the grid -------------------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ def read_images(
         row = None if label is None else label[n]
         case = place_case(card, image.shape[2:], a, label=row, label_mapping=label_mapping, box=box)
         on_grid = case.placement.image_to_grid(image[n : n + 1], intensity[n].normalise)
-        cases.append(Case(case.placement, on_grid, intensity[n], case.one_hot))
+        cases.append(Case(case.placement, on_grid, intensity[n], case.label))
     return cases
 
 
@@ -112,7 +113,7 @@ def read_labels(
         for row, a in zip(label, _affines(affine, len(label)), strict=True)
     ]
     for index, case in enumerate(cases):
-        if case.one_hot is None or not bool(case.one_hot[:, 1:].any()):
+        if case.label is None or not bool(case.label.any()):
             raise LabelError(f"label map {index} of the batch shows no structure on the generator's grid")
     return cases
 
@@ -189,7 +190,7 @@ def place_case(
             "structure in the label map, or call the verb with box=((i0, i1), (j0, j1), (k0, k1)) in voxels "
             "around it"
         )
-    return Case(placement, one_hot=placement.label_to_grid(indices, vocabulary.spread))
+    return Case(placement, label=placement.label_to_grid(indices))
 
 
 def _check_label(label: Tensor) -> None:

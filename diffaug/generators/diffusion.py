@@ -1,8 +1,10 @@
-"""Discrete-time diffusion with a cosine schedule: the forward process and its samplers.
+"""Discrete-time diffusion: noise schedules, the forward process and its samplers.
 
-Ho et al. 2020 (DDPM), Nichol and Dhariwal 2021 (the schedule), Song et al. 2021 (DDIM), Lu et al. 2022
-(DPM-Solver++). `x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e` for steps t = 0 .. T - 1, where a_t is the cumulative
-product of 1 - b_t; the network predicts the noise e. All arithmetic on the schedule is in float64.
+Ho et al. 2020 (DDPM), Nichol and Dhariwal 2021 (the cosine schedule), Rombach et al. 2022 (the scaled linear
+one), Song et al. 2021 (DDIM), Lu et al. 2022 (DPM-Solver++).
+
+`x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e` for steps t = 0 .. T - 1, where a_t is the cumulative product of
+1 - b_t; the network predicts the noise e. All arithmetic on the schedule is in float64.
 """
 
 from collections.abc import Callable
@@ -26,18 +28,13 @@ CLEAN = -1
 UNCLIPPED_SHARE = 1e-4
 
 
-class CosineSchedule:
-    """The cosine schedule with `steps` steps, s = 0.008 and betas of at most 0.9999."""
+class Schedule:
+    """How much noise there is at each step: `betas` `(T,)`, float64."""
 
-    def __init__(self, steps: int) -> None:
-        if steps < 1:
-            raise DiffaugError(f"a schedule has at least 1 step, got {steps}")
-        self.steps = steps
-        x = torch.arange(steps + 1, dtype=torch.float64) / steps
-        shape = torch.cos((x + 0.008) / 1.008 * torch.pi / 2).square()
-        shape = shape / shape[0]
-        self.betas = (1 - shape[1:] / shape[:-1]).clamp(0, 0.9999)
-        self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
+    def __init__(self, betas: Tensor) -> None:
+        self.steps = len(betas)
+        self.betas = betas
+        self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
 
     def clean_share(self, step: int) -> float:
         """The cumulative product at `step`; 1 at `CLEAN`."""
@@ -73,7 +70,28 @@ class CosineSchedule:
         return {name: table.float() for name, table in tables.items()}
 
 
-def visited_steps(schedule: CosineSchedule, count: int, start: int | None = None) -> list[int]:
+class CosineSchedule(Schedule):
+    """The cosine schedule with `steps` steps, s = 0.008 and betas of at most 0.9999."""
+
+    def __init__(self, steps: int) -> None:
+        if steps < 1:
+            raise DiffaugError(f"a schedule has at least 1 step, got {steps}")
+        x = torch.arange(steps + 1, dtype=torch.float64) / steps
+        shape = torch.cos((x + 0.008) / 1.008 * torch.pi / 2).square()
+        shape = shape / shape[0]
+        super().__init__((1 - shape[1:] / shape[:-1]).clamp(0, 0.9999))
+
+
+class ScaledLinearSchedule(Schedule):
+    """Betas whose square roots rise linearly from that of `first` to that of `last`."""
+
+    def __init__(self, steps: int, first: float, last: float) -> None:
+        if steps < 1:
+            raise DiffaugError(f"a schedule has at least 1 step, got {steps}")
+        super().__init__(torch.linspace(sqrt(first), sqrt(last), steps, dtype=torch.float64).square())
+
+
+def visited_steps(schedule: Schedule, count: int, start: int | None = None) -> list[int]:
     """`count` evenly spread steps from `start` (default: the last) down, then `CLEAN`.
 
     Raises:
@@ -85,7 +103,7 @@ def visited_steps(schedule: CosineSchedule, count: int, start: int | None = None
     return [(first + 1) * (count - n) // count - 1 for n in range(count)] + [CLEAN]
 
 
-def inner_steps(schedule: CosineSchedule, count: int, start: int | None = None) -> list[int]:
+def inner_steps(schedule: Schedule, count: int, start: int | None = None) -> list[int]:
     """Like `visited_steps`, away from both ends: `count` evenly spread steps from `start` down to step 1,
     then step 0; from no later a step than one at which an error of the noise prediction counts 100 times in
     the estimate of `x_0`. 50 of 200 are DiffTumor's 197, 193, ... 5, 1, 0.
@@ -105,12 +123,12 @@ def inner_steps(schedule: CosineSchedule, count: int, start: int | None = None) 
     return [first - round(n * (first - 1) / max(1, count - 1)) for n in range(count)] + [0]
 
 
-def _check_count(schedule: CosineSchedule, count: int) -> None:
+def _check_count(schedule: Schedule, count: int) -> None:
     if not 1 <= count <= schedule.steps:
         raise DiffaugError(f"steps must lie between 1 and {schedule.steps}, the schedule's, got {count}")
 
 
-def clean_estimate(schedule: CosineSchedule, x: Tensor, noise: Tensor, step: int, clip: bool) -> Tensor:
+def clean_estimate(schedule: Schedule, x: Tensor, noise: Tensor, step: int, clip: bool) -> Tensor:
     """The `x_0` that a noise prediction implies; clipped to [-1, 1] where the sampler does so.
 
     At the last of 300 steps the noise prediction's error is amplified 19000 times: there the clipping is part
@@ -124,7 +142,7 @@ def clean_estimate(schedule: CosineSchedule, x: Tensor, noise: Tensor, step: int
 def ancestral(
     denoise: Denoiser,
     x: Tensor,
-    schedule: CosineSchedule,
+    schedule: Schedule,
     steps: list[int],
     noise: CaseNoise,
     *,
@@ -163,7 +181,7 @@ def ancestral(
 def ddim(
     denoise: Denoiser,
     x: Tensor,
-    schedule: CosineSchedule,
+    schedule: Schedule,
     steps: list[int],
     noise: CaseNoise,
     *,
@@ -187,7 +205,7 @@ def ddim(
 def dpm_solver(
     denoise: Denoiser,
     x: Tensor,
-    schedule: CosineSchedule,
+    schedule: Schedule,
     steps: list[int],
     noise: CaseNoise,
     *,
@@ -218,7 +236,7 @@ def dpm_solver(
     return x
 
 
-def keep_outside(schedule: CosineSchedule, clean: Tensor, noise: Tensor, mask: Tensor) -> Projection:
+def keep_outside(schedule: Schedule, clean: Tensor, noise: Tensor, mask: Tensor) -> Projection:
     """Projection for inpainting: outside `mask` (1 inside) the sample follows the noised `clean` exactly."""
 
     def project(x: Tensor, step: int) -> Tensor:

@@ -164,6 +164,7 @@ class Generator:
         steps: int | None = None,
         guidance: float | None = None,
         sampler: str | None = None,
+        parameters: Mapping[str, float | str] | None = None,
     ) -> Sample:
         """Make `n` cases from nothing, on the generator's grid.
 
@@ -174,11 +175,12 @@ class Generator:
             guidance: weight of the label on the image, 1 is none (Ho and Salimans 2022; default: the card's).
             sampler: one of those that the architecture has (default: the card's). With another than the
                 card's, `steps` defaults to what is usual for it.
+            parameters: what else the generator is told, by name (the card's `parameters`).
         """
         self._require("sample")
         if n < 1:
             raise DiffaugError(f"n must be at least 1, got {n}")
-        sampling = self.card.sampling("sample", steps, guidance, sampler)
+        sampling = self.card.sampling("sample", steps, guidance, sampler, parameters)
         images, labels = self._sampled(lambda noise: self.model.sample(noise, sampling), case_seeds(seed, n))
         return Sample(self._typical(images), self._decode_label(labels), self.grid.affine)
 
@@ -192,6 +194,7 @@ class Generator:
         steps: int | None = None,
         guidance: float | None = None,
         sampler: str | None = None,
+        parameters: Mapping[str, float | str] | None = None,
         label_mapping: Mapping[int, int] | None = None,
         box: Box | None = None,
     ) -> Tensor:
@@ -204,7 +207,7 @@ class Generator:
             LabelError: for ids that the generator does not know, or a label map without foreground.
         """
         self._require("paint")
-        sampling = self.card.sampling("paint", steps, guidance, sampler)
+        sampling = self.card.sampling("paint", steps, guidance, sampler, parameters)
         cases = read_labels(self.card, label, affine, label_mapping=label_mapping, box=box)
         painted = self._sampled(
             lambda noise, condition: self.model.paint(condition, noise, sampling),
@@ -226,6 +229,7 @@ class Generator:
         steps: int | None = None,
         guidance: float | None = None,
         sampler: str | None = None,
+        parameters: Mapping[str, float | str] | None = None,
         label_mapping: Mapping[int, int] | None = None,
         allow_label_drift: bool = False,
         residual: bool = True,
@@ -260,7 +264,7 @@ class Generator:
         strength = self.card.defaults.strength if strength is None else strength
         if not 0 <= strength <= 1:
             raise DiffaugError(f"strength must lie in [0, 1], got {strength}")
-        sampling = self.card.sampling("vary", steps, guidance, sampler)
+        sampling = self.card.sampling("vary", steps, guidance, sampler, parameters)
         seeds = case_seeds(seed, len(image))
         cases = read_images(
             self.card,
@@ -302,6 +306,7 @@ class Generator:
         steps: int | None = None,
         guidance: float | None = None,
         sampler: str | None = None,
+        parameters: Mapping[str, float | str] | None = None,
         label_mapping: Mapping[int, int] | None = None,
         allow_label_drift: bool = False,
         residual: bool = False,
@@ -323,7 +328,7 @@ class Generator:
             LabelError, DiffaugError: as for `vary`.
         """
         self._require("inpaint")
-        sampling = self.card.sampling("inpaint", steps, guidance, sampler)
+        sampling = self.card.sampling("inpaint", steps, guidance, sampler, parameters)
         expected = (len(image), 1, *image.shape[2:])
         if mask.shape != expected:
             raise DiffaugError(f"mask must have shape {expected} like the image, got {tuple(mask.shape)}")
@@ -506,7 +511,7 @@ class Generator:
 
     def _conditions(self, cases: list[Case]) -> Tensor:
         """Label latents of the cases, or tensors without channels where there is no label to condition on."""
-        labels = [case.one_hot for case in cases if case.one_hot is not None]
+        labels = [case.label for case in cases if case.label is not None]
         if not labels:
             latent = self.model.image_latent[1:]
             if self.card.windowed:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffaug.errors import DiffaugError
-from diffaug.generators.labels import most_likely
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 # Half-open voxel bounds on each axis of a volume in the grid's orientation.
@@ -165,16 +164,23 @@ class Placement:
             return values
         return torch.where(self.inside().to(values.device) > 0, values, values.new_tensor(-1.0))
 
-    def label_to_grid(self, label: Tensor, prepare: Callable[[Tensor], Tensor] = Tensor.float) -> Tensor:
-        """Resample a label map onto the grid; outside the volume it is background.
+    def label_to_grid(self, label: Tensor) -> Tensor:
+        """Resample a label map `(B, 1, I, J, K)` of integers >= 0 onto the grid, where it is 0 outside the
+        volume; between voxels the value with the largest share wins, the lowest of equals.
 
-        `prepare` makes it one-hot, `(B, L, I, J, K)` with the background first, if it is not yet. Returns
-        one-hot float32 `(B, L, *grid.shape)`; between voxels the class with the largest share wins.
+        Shares are resampled value by value: all those of a body with 132 structures would not fit.
         """
-        shares = self.to_grid(label, prepare)
-        # Where all shares are 0 the first class is the most likely.
-        shares = shares * self.inside().to(shares.device)
-        return nn.functional.one_hot(most_likely(shares), shares.shape[1]).movedim(-1, 1).float()
+        inside = self.inside().to(label.device) > 0
+        if self.same_spacing:
+            return self.to_grid(label, lambda part: part) * inside
+        values = torch.unique(self.take(label, self._support())).tolist()
+        best = torch.zeros(len(label), 1, *self.grid.shape, device=label.device)
+        result = torch.zeros(best.shape, dtype=label.dtype, device=label.device)
+        for value in values:
+            share = self.to_grid(label, lambda part, value=value: (part == value).float())  # type: ignore[misc]
+            better = (share > best) & inside
+            best[better], result[better] = share[better], value
+        return result
 
     def inside(self) -> Tensor:
         """1 at the grid's voxels whose centres lie in the volume, else 0 `(*grid.shape)`."""

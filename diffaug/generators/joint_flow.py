@@ -3,8 +3,7 @@
 Latents of image and label are `(B, Z, i, j, k)`, axes as the grid's.
 """
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from diffaug.errors import CardError
 from diffaug.generators.autoencoder import Autoencoder
 from diffaug.generators.denoiser import JointDenoiser
 from diffaug.generators.hardware import has_bfloat16, mixed_precision
+from diffaug.generators.labels import spread
 from diffaug.generators.model import Model, Sampling, latent_mask
 from diffaug.generators.networks import JointFlowNetworks
 from diffaug.generators.samplers import SAMPLERS, Projection, Velocity, add_noise, keep_outside, noise_levels
@@ -26,7 +26,7 @@ GPU_WINDOWS = 8
 class JointFlow(Model):
     """Sampling, painting, varying, inpainting and segmenting in latent space."""
 
-    files: ClassVar[dict[str, str]] = {"joint_flow.safetensors": ""}
+    files: Mapping[str, str] = {"joint_flow.safetensors": ""}
     stored_as = torch.float16
 
     def __init__(self, networks: JointFlowNetworks) -> None:
@@ -51,11 +51,11 @@ class JointFlow(Model):
     def decode_image(self, latent: Tensor) -> Tensor:
         return self._decode(self.image, latent)
 
-    def encode_label(self, one_hot: Tensor) -> Tensor:
+    def encode_label(self, label: Tensor) -> Tensor:
         if self.label is None:
-            shape = [n // d for n, d in zip(one_hot.shape[2:], self._downsampling, strict=True)]
-            return one_hot.new_zeros(len(one_hot), 0, *shape)
-        return self._encode(self.label, one_hot)
+            shape = [n // d for n, d in zip(label.shape[2:], self._downsampling, strict=True)]
+            return torch.zeros(len(label), 0, *shape, device=label.device)
+        return self._encode(self.label, spread(label, self.label.config.channels))
 
     def decode_label(self, latent: Tensor) -> Tensor:
         if self.label is None:

@@ -20,6 +20,12 @@ def most_likely(scores: Tensor) -> Tensor:
     return scores.movedim(1, -1).contiguous().argmax(dim=-1)
 
 
+def spread(indices: Tensor, classes: int) -> Tensor:
+    """Places in a vocabulary, `(B, 1, I, J, K)`, to one-hot float32 `(B, L, I, J, K)`."""
+    places = torch.arange(classes, dtype=indices.dtype, device=indices.device)
+    return (indices == places.view(-1, 1, 1, 1)).float()
+
+
 class Vocabulary:
     """The label ids a generator knows, background 0 first: `{0: "background", 1: "Anterior", ...}`."""
 
@@ -72,14 +78,9 @@ class Vocabulary:
                 indices[values == value] = place
         return torch.from_numpy(indices).to(label.device)
 
-    def spread(self, indices: Tensor) -> Tensor:
-        """What `indices` gives, `(B, 1, I, J, K)`, to one-hot float32 `(B, L, I, J, K)`."""
-        places = torch.arange(len(self), dtype=indices.dtype, device=indices.device)
-        return (indices == places.view(-1, 1, 1, 1)).float()
-
     def one_hot(self, label: Tensor, mapping: Mapping[int, int] | None = None) -> Tensor:
         """Label map `(B, 1, I, J, K)` of integer ids to one-hot float32 `(B, L, I, J, K)`; see `indices`."""
-        return self.spread(self.indices(label, mapping))
+        return spread(self.indices(label, mapping), len(self))
 
     def from_scores(self, scores: Tensor) -> Tensor:
         """Logits or shares `(B, L, I, J, K)` to the label map `(B, 1, I, J, K)`, int16."""

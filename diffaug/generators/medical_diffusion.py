@@ -5,25 +5,18 @@ Latents are `(B, Z, d, h, w)`: depth, height, width, continuous, with the codebo
 They are quantised only when they are decoded.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from diffaug.generators.diffusion import (
-    CLEAN,
-    SAMPLERS,
-    CosineSchedule,
-    Projection,
-    inner_steps,
-    keep_outside,
-    visited_steps,
-)
+from diffaug.generators.diffusion import CosineSchedule
 from diffaug.generators.factorised_unet import FactorisedUNet
 from diffaug.generators.hardware import exact_float32, has_bfloat16, mixed_precision
 from diffaug.generators.model import Model, Sampling, latent_mask
 from diffaug.generators.networks import MedicalDiffusionNetworks
+from diffaug.generators.processes import DiscreteDiffusion
 from diffaug.generators.seeds import CaseNoise
 from diffaug.generators.vqgan import VQGAN
 
@@ -36,7 +29,7 @@ CITATION = (
 class MedicalDiffusion(Model):
     """Sampling, varying and inpainting in latent space; it knows no labels."""
 
-    files: ClassVar[dict[str, str]] = {
+    files: Mapping[str, str] = {
         "autoencoder.safetensors": "autoencoder.",
         "denoiser.safetensors": "denoiser.",
     }
@@ -47,7 +40,8 @@ class MedicalDiffusion(Model):
         self.networks = networks
         self.autoencoder = VQGAN(networks.autoencoder)
         self.denoiser = FactorisedUNet(networks.denoiser)
-        self.schedule = CosineSchedule(networks.steps)
+        clip = networks.clip
+        self.process = DiscreteDiffusion(CosineSchedule(networks.steps), clip, inner=not clip)
         self.eval().requires_grad_(False)
 
     @property
@@ -75,60 +69,52 @@ class MedicalDiffusion(Model):
     # -- trajectories ----------------------------------------------------------------------------------------
 
     def sample(self, noise: CaseNoise, sampling: Sampling) -> tuple[Tensor, Tensor]:
-        start = noise.draw(self.image_latent)
-        latent = self._make(start, self._steps(sampling), None, noise, sampling)
+        latent = self._make(noise.draw(self.image_latent), noise, sampling)
         return latent, latent[:, :0]
 
     def vary(
         self, clean: Tensor, strength: float, condition: Tensor, noise: CaseNoise, sampling: Sampling
     ) -> Tensor:
-        steps = self._steps(sampling, max(1, round(strength * self.schedule.steps)) - 1)
-        x = self.schedule.add_noise(clean, noise.draw(self.image_latent), steps[0])
-        return self._make(x, steps, None, noise, sampling)
+        return self._make(noise.draw(self.image_latent), noise, sampling, clean=clean, strength=strength)
 
     def inpaint(
         self, image: Tensor, mask: Tensor, condition: Tensor, noise: CaseNoise, sampling: Sampling
     ) -> Tensor:
         """Where the denoiser is given the masked image and the mask it decides; otherwise the trajectory
         follows the noised latent of the image outside the mask."""
-        start, steps = noise.draw(self.image_latent), self._steps(sampling)
+        start = noise.draw(self.image_latent)
         network_mask = self.autoencoder.pad(self._to_network(mask.float()))
         if self.networks.masked:
             # 0 is the middle of the intensity range, as in DiffTumor's training.
             seen = self.encode_image(image * (1 - mask.float()))
             # Nearest neighbour, -1 outside and 1 inside.
             region = nn.functional.interpolate(2 * network_mask - 1, size=self.networks.latent_shape)
-            return self._make(start, steps, torch.cat([seen, region], dim=1), noise, sampling)
+            return self._make(start, noise, sampling, torch.cat([seen, region], dim=1))
         clean = self.encode_image(image)
         region = latent_mask(network_mask, self.networks.autoencoder.downsampling)
-        project = keep_outside(self.schedule, clean, start, region)
-        # Once more, for steps that end before the data are clean.
-        return project(self._make(start, steps, None, noise, sampling, project), CLEAN)
-
-    def _steps(self, sampling: Sampling, start: int | None = None) -> list[int]:
-        """The steps that a sampler visits from `start` (default: the last) down; in proportion fewer."""
-        share = 1.0 if start is None else (start + 1) / self.schedule.steps
-        spread = visited_steps if self.networks.clip else inner_steps
-        return spread(self.schedule, max(1, round(sampling.steps * share)), start)
+        return self._make(start, noise, sampling, clean=clean, mask=region)
 
     def _make(
         self,
-        x: Tensor,
-        steps: list[int],
-        condition: Tensor | None,
+        start: Tensor,
         noise: CaseNoise,
         sampling: Sampling,
-        project: Projection | None = None,
+        condition: Tensor | None = None,
+        *,
+        clean: Tensor | None = None,
+        strength: float | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """A latent, from `x` at the first of `steps`."""
+        """A latent; the denoiser sees `condition` beside it."""
 
-        def denoise(x: Tensor, step: int) -> Tensor:
+        def predict(x: Tensor, step: int) -> Tensor:
             seen = x if condition is None else torch.cat([x, condition], dim=1)
             return self.denoiser(seen, torch.full((len(x),), step, device=x.device))
 
-        sampler = SAMPLERS[sampling.sampler]
-        with self._precision(self.denoiser, x):
-            return sampler(denoise, x, self.schedule, steps, noise, clip=self.networks.clip, project=project)
+        with self._precision(self.denoiser, start):
+            return self.process.make(
+                predict, start, noise, sampling, clean=clean, strength=strength, mask=mask
+            )
 
     def _precision(self, network: nn.Module, like: Tensor) -> AbstractContextManager[None]:
         """bfloat16 where the networks were trained so and the hardware has it; else true float32."""

@@ -5,8 +5,8 @@ Generator's business. Axes of volumes are the grid's; those of latents are the a
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,13 +21,19 @@ from diffaug.generators.seeds import CaseNoise
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a trajectory is sampled: `guidance` is the weight of the label on the image, `shift` the lean
-    towards high noise; architectures without labels or shift leave them at 1."""
+    """How a trajectory is sampled.
+
+    Attributes:
+        guidance: weight of the label (or modality) on the image; 1 where there is none.
+        shift: lean towards high noise; 1 where there is none.
+        parameters: what else the denoiser is told, by name.
+    """
 
     sampler: str
     steps: int
     guidance: float = 1.0
     shift: float = 1.0
+    parameters: Mapping[str, float] = field(default_factory=dict)
 
 
 class Model(nn.Module, ABC):
@@ -37,7 +43,7 @@ class Model(nn.Module, ABC):
     latent `condition`, without channels where there is none.
     """
 
-    files: ClassVar[dict[str, str]]
+    files: Mapping[str, str]
     """Weight file -> prefix of the parameters in it."""
     stored_as: ClassVar[torch.dtype]
     """What floating-point weights are written as."""
@@ -55,9 +61,10 @@ class Model(nn.Module, ABC):
     def decode_image(self, latent: Tensor) -> Tensor:
         """Latent to a volume in network units."""
 
-    def encode_label(self, one_hot: Tensor) -> Tensor:
-        """One-hot label map to its latent; one without channels for a model that knows no labels."""
-        return one_hot.new_zeros(len(one_hot), 0, *self.image_latent[1:])
+    def encode_label(self, label: Tensor) -> Tensor:
+        """Label map `(B, 1, I, J, K)`, places in the vocabulary, to its latent; one without channels for a
+        model that knows no labels."""
+        return torch.zeros(len(label), 0, *self.image_latent[1:], device=label.device)
 
     def decode_label(self, latent: Tensor) -> Tensor:
         """Latent to logits `(B, L, I, J, K)`."""

@@ -125,9 +125,9 @@ def _write_canvases(
             label = None if loaded.label is None else torch.from_numpy(loaded.label)
             foreground = None if label is None else label[0] > 0
             normalised = fit_intensity_map(image, plan.intensity).normalise(image)
-            one_hot = None
+            places = None
             if label is not None and plan.labels:
-                one_hot = vocabulary.one_hot(label[None])
+                places = vocabulary.indices(label[None])
             for row in range(each * n, each * (n + 1)):
                 box = None
                 if plan.extent == "patch":
@@ -137,8 +137,8 @@ def _write_canvases(
                 except DiffaugError as error:
                     raise DiffaugError(f"{case.images[0]}: {error}") from error
                 images[row] = placement.image_to_grid(normalised[None])[0].numpy()
-                if one_hot is not None:
-                    labels[row] = placement.label_to_grid(one_hot)[0].argmax(dim=0).numpy()
+                if places is not None:
+                    labels[row] = placement.label_to_grid(places)[0, 0].numpy()
                     labelled[row] = True
             task.advance()
     images.flush()

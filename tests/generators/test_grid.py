@@ -467,36 +467,40 @@ def test_changes_fade_towards_the_faces_beyond_which_the_scan_goes_on(spacing: t
 
 @given(found=placements())
 @settings(max_examples=60, deadline=None)
-def test_label_maps_stay_one_hot_and_have_no_anatomy_outside_the_volume(
+def test_label_maps_have_no_anatomy_outside_the_volume(
     found: tuple[Placement, Affine],
 ) -> None:
     placement, _ = found
-    one_hot = torch.zeros(1, 3, *source_shape(placement))
-    one_hot[:, 2] = 1
-    on_grid = placement.label_to_grid(one_hot)
-    assert torch.equal(on_grid.sum(dim=1), torch.ones(1, *placement.grid.shape))
+    on_grid = placement.label_to_grid(torch.full((1, 1, *source_shape(placement)), 2))
     inside = torch.ones(placement.grid.shape, dtype=torch.bool)
     for axis, size in enumerate(placement.source_shape):
         position = placement.offset[axis] + placement.ratio[axis] * np.arange(placement.grid.shape[axis])
         covered = torch.from_numpy((position > -0.5 - 1e-6) & (position < size - 0.5 + 1e-6))
         inside &= covered.view([-1 if a == axis else 1 for a in range(3)])
-    assert torch.equal(on_grid[0, 2] == 1, inside)
-    assert torch.equal(on_grid[0, 0] == 1, ~inside)
+    assert torch.equal(on_grid[0, 0], 2 * inside)
 
 
 def test_labels_of_the_grids_spacing_are_copied() -> None:
     label = torch.randint(0, 3, (1, 1, 8, 11, 6), generator=torch.Generator().manual_seed(0))
     affine = axis_aligned(("L", "A", "S"), GRID.spacing, (0, 0, 0))
-
-    def spread(part: Tensor) -> Tensor:
-        return torch.cat([part == n for n in range(3)], dim=1).float()
-
     placement = place(GRID, (8, 11, 6), affine)
-    found = placement.label_to_grid(label, spread).argmax(dim=1)[0]
+    found = placement.label_to_grid(label)[0, 0]
     expected = torch.zeros(GRID.shape, dtype=torch.long)
     # (14 - 11) is odd: the grid's surplus of a voxel lies behind.
     expected[1:9, 1:12, 1:7] = label[0, 0].flip(0)
     assert torch.equal(found, expected)
+
+
+@given(found=placements(), seed=st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_the_label_with_the_largest_share_wins(found: tuple[Placement, Affine], seed: int) -> None:
+    placement, _ = found
+    label = torch.randint(
+        0, 5, (1, 1, *source_shape(placement)), generator=torch.Generator().manual_seed(seed)
+    )
+    shares = placement.to_grid(torch.cat([label == n for n in range(5)], dim=1))
+    expected = shares.movedim(1, -1).contiguous().argmax(-1) * placement.inside()
+    assert torch.equal(placement.label_to_grid(label)[:, 0], expected.long())
 
 
 def test_a_resampled_label_keeps_its_volume_and_place() -> None:
@@ -506,7 +510,7 @@ def test_a_resampled_label_keeps_its_volume_and_place() -> None:
     distance -= np.array([4.0, -3.0, 2.0])[:, None, None, None]
     ball = torch.from_numpy((distance**2).sum(axis=0) < 10.0**2)
     grid = Grid(("R", "A", "S"), (1.5, 1.5, 1.5), (28, 28, 30))
-    found = place(grid, shape, affine).label_to_grid(torch.stack([~ball, ball])[None])[0, 1].numpy()
+    found = place(grid, shape, affine).label_to_grid(ball[None, None].short())[0, 0].numpy()
     assert found.sum() * 1.5**3 == pytest.approx(4 / 3 * np.pi * 10**3, rel=0.03)
     centre = (world_coordinates(grid.shape, grid.affine) * found).sum(axis=(1, 2, 3)) / found.sum()
     assert centre == pytest.approx([4, -3, 2], abs=0.15)
