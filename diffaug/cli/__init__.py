@@ -15,6 +15,7 @@ from diffaug.cli.benchmark import benchmark
 from diffaug.cli.build import build
 from diffaug.cli.checkpoints import export_app, import_app
 from diffaug.cli.fit import fit
+from diffaug.cli.monai_checkpoints import import_maisi, import_monai_bundle
 from diffaug.cli.nnunet import nnunet_app
 from diffaug.cli.pretrain import pretrain
 from diffaug.cli.splits import splits
@@ -44,6 +45,8 @@ app.command()(pretrain)
 app.command()(benchmark)
 app.add_typer(bank_app, name="bank")
 app.add_typer(nnunet_app, name="nnunet")
+import_app.command("monai-bundle")(import_monai_bundle)
+import_app.command("maisi")(import_maisi)
 app.add_typer(import_app, name="import")
 app.add_typer(export_app, name="export")
 for verb in COMMANDS:

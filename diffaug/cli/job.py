@@ -150,10 +150,14 @@ class Job:
         if "strength" in parameters and parameters["strength"] is None:
             parameters["strength"] = card.defaults.strength
         if "sampler" in parameters:
+            told = parameters.pop("parameters", {})
             sampling = card.sampling(
-                self.verb, parameters["steps"], parameters.get("guidance"), parameters["sampler"]
+                self.verb, parameters["steps"], parameters.get("guidance"), parameters["sampler"], told
             )
             parameters |= {key: value for key, value in asdict(sampling).items() if key in parameters}
+            if card.parameters:
+                defaults = {name: each.default for name, each in card.parameters.items()}
+                parameters["parameters"] = defaults | dict(told)
         return parameters
 
     def _write(self, contents: Sequence[bytes]) -> None:

@@ -82,6 +82,14 @@ _Guidance = Annotated[
 _Sampler = Annotated[
     str | None, typer.Option(help="Sampler, of those that the generator has.", show_default="the card's")
 ]
+_Parameters = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="What else the generator is told, such as age=0.6 or modality=mri_t2; may be repeated.",
+        show_default="the card's",
+    ),
+]
 _Device = Annotated[
     str | None, typer.Option(help="Such as cpu or cuda.", show_default="the fastest there is")
 ]
@@ -101,6 +109,16 @@ def parse_box(text: str) -> "Box":
     return (i0, i1), (j0, j1), (k0, k1)
 
 
+def _parameters(given: list[str] | None) -> dict[str, str]:
+    """Names and values of ``NAME=VALUE``; raises BadParameter for anything else."""
+    pairs = [text.partition("=") for text in given or []]
+    if wrong := ["".join(pair) for pair in pairs if not all(pair)]:
+        raise typer.BadParameter(
+            f"{wrong[0]!r} is no parameter; write it like age=0.6", param_hint="--parameter"
+        )
+    return {name: value for name, _, value in pairs}
+
+
 def sample(
     generator: _GeneratorName,
     output: _MadeImages,
@@ -111,6 +129,7 @@ def sample(
     steps: _Steps = None,
     guidance: _Guidance = None,
     sampler: _Sampler = None,
+    parameter: _Parameters = None,
     device: _Device = None,
     force: _Force = False,
     as_json: _Json = False,
@@ -124,7 +143,13 @@ def sample(
         verb="sample",
         generator=generator,
         outputs=[*output, *([label_output] if label_output else [])],
-        settings={"seed": seed, "steps": steps, "guidance": guidance, "sampler": sampler},
+        settings={
+            "seed": seed,
+            "steps": steps,
+            "guidance": guidance,
+            "sampler": sampler,
+            "parameters": _parameters(parameter),
+        },
         device=device,
         force=force,
         as_json=as_json,
@@ -157,6 +182,7 @@ def paint(
     steps: _Steps = None,
     guidance: _Guidance = None,
     sampler: _Sampler = None,
+    parameter: _Parameters = None,
     device: _Device = None,
     force: _Force = False,
     as_json: _Json = False,
@@ -176,6 +202,7 @@ def paint(
             "steps": steps,
             "guidance": guidance,
             "sampler": sampler,
+            "parameters": _parameters(parameter),
         },
         inputs=[label],
         label=label,
@@ -214,6 +241,7 @@ def vary(
     steps: _Steps = None,
     guidance: _Guidance = None,
     sampler: _Sampler = None,
+    parameter: _Parameters = None,
     device: _Device = None,
     force: _Force = False,
     as_json: _Json = False,
@@ -239,6 +267,7 @@ def vary(
             "steps": steps,
             "guidance": guidance,
             "sampler": sampler,
+            "parameters": _parameters(parameter),
         },
         inputs=[*image, *([label] if label else [])],
         label=label,
@@ -275,6 +304,7 @@ def inpaint(
     steps: _Steps = None,
     guidance: _Guidance = None,
     sampler: _Sampler = None,
+    parameter: _Parameters = None,
     device: _Device = None,
     force: _Force = False,
     as_json: _Json = False,
@@ -299,6 +329,7 @@ def inpaint(
             "steps": steps,
             "guidance": guidance,
             "sampler": sampler,
+            "parameters": _parameters(parameter),
         },
         inputs=[*image, mask, *([label] if label else [])],
         label=label,

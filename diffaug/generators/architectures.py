@@ -1,13 +1,16 @@
 """From a card's networks to the model that has them."""
 
 from diffaug.generators.joint_flow import JointFlow
+from diffaug.generators.latent_diffusion import LatentDiffusion
 from diffaug.generators.medical_diffusion import MedicalDiffusion
 from diffaug.generators.model import Model
-from diffaug.generators.networks import JointFlowNetworks, Networks
+from diffaug.generators.networks import JointFlowNetworks, MedicalDiffusionNetworks, Networks
 
 
 def make_model(networks: Networks) -> Model:
     """A model with random weights."""
     if isinstance(networks, JointFlowNetworks):
         return JointFlow(networks)
-    return MedicalDiffusion(networks)
+    if isinstance(networks, MedicalDiffusionNetworks):
+        return MedicalDiffusion(networks)
+    return LatentDiffusion(networks)

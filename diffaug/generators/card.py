@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -23,7 +24,12 @@ from diffaug.errors import CardError, DiffaugError
 from diffaug.generators.grid import Grid, Outside
 from diffaug.generators.intensity import IntensityConvention
 from diffaug.generators.model import Sampling
-from diffaug.generators.networks import JointFlowNetworks, MedicalDiffusionNetworks, Verb
+from diffaug.generators.networks import (
+    JointFlowNetworks,
+    LatentDiffusionNetworks,
+    MedicalDiffusionNetworks,
+    Verb,
+)
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -102,8 +108,8 @@ class Training(_Part):
     patients: dict[str, int] | None = Field(
         description="number of patients per subset, where a table was given"
     )
-    autoencoder_steps: int
-    denoiser_steps: int
+    autoencoder_steps: int | None = Field(description="None where they are not known")
+    denoiser_steps: int | None
     seconds: float | None = Field(default=None, description="wall-clock seconds of training, all sessions")
     hardware: str = ""
     init: str | None = Field(default=None, description="weight hash of the generator that it started from")
@@ -141,10 +147,53 @@ class Audit(_Part):
     version: str
 
 
+class Parameter(_Part):
+    """Something that a generator is told, such as an age.
+
+    Attributes:
+        description: with its unit.
+        default: where the caller says nothing; one of the choices, where there are any.
+        low, high: range, both included.
+        choices: name -> the network's number.
+    """
+
+    description: str
+    default: float | str
+    low: float = 0.0
+    high: float = 1.0
+    choices: dict[str, int] | None = None
+
+    @model_validator(mode="after")
+    def _has_default(self) -> Self:
+        self.number("default", self.default)
+        return self
+
+    def number(self, name: str, value: float | str) -> float:
+        """What the network is given for a value.
+
+        Raises:
+            ValueError: the value is none of the choices, or out of range.
+        """
+        if self.choices is not None:
+            if value not in self.choices:
+                raise ValueError(f"{name} is one of {', '.join(self.choices)}, not {value!r}")
+            return self.choices[str(value)]
+        try:
+            number = float(value)
+        except ValueError:
+            raise ValueError(f"{name} is a number, not {value!r}") from None
+        if not self.low <= number <= self.high:
+            raise ValueError(f"{name} lies between {self.low:g} and {self.high:g}, got {number:g}")
+        return number
+
+
 def _architecture_of(networks: Any) -> str:
-    """Which networks a card holds: only joint-flow's have two autoencoders."""
+    """Which networks a card holds: only joint-flow's have two autoencoders, only latent diffusion's a
+    process."""
     found = networks if isinstance(networks, dict) else vars(networks)
-    return "joint-flow" if "image_autoencoder" in found else "medical-diffusion"
+    if "image_autoencoder" in found:
+        return "joint-flow"
+    return "latent-diffusion" if "process" in found else "medical-diffusion"
 
 
 class Card(_Part):
@@ -153,12 +202,16 @@ class Card(_Part):
     format: Literal[1] = 1
     name: Name
     description: str
-    architecture: Literal["joint-flow", "medical-diffusion"] = "joint-flow"
+    architecture: Literal["joint-flow", "medical-diffusion", "latent-diffusion"] = "joint-flow"
     networks: Annotated[
         Annotated[JointFlowNetworks, Tag("joint-flow")]
-        | Annotated[MedicalDiffusionNetworks, Tag("medical-diffusion")],
+        | Annotated[MedicalDiffusionNetworks, Tag("medical-diffusion")]
+        | Annotated[LatentDiffusionNetworks, Tag("latent-diffusion")],
         Discriminator(_architecture_of),
     ]
+    parameters: dict[str, Parameter] = Field(
+        default={}, description="what the denoiser is told beside label and noise, and a user may choose"
+    )
     grid: CardGrid
     extent: Literal["object", "patch"]
     channels: list[str] = Field(min_length=1)
@@ -177,6 +230,8 @@ class Card(_Part):
     defaults: Defaults = Defaults()
     training: Training
     licence: str = Field(description="licence of the weights and of what they make")
+    commercial_use: bool | None = Field(default=None, description="whether it allows that; None: not stated")
+    redistribution: bool | None = Field(default=None, description="whether it allows that; None: not stated")
     citation: list[str] = []
     files: dict[Name, Sha256] = Field(description="SHA-256 of each weight file, which lies beside the card")
     figures: dict[str, Any] = Field(
@@ -192,6 +247,16 @@ class Card(_Part):
             raise ValueError(
                 f"the architecture is {self.architecture}, the networks are those of {networks.architecture}"
             )
+        if set(self.parameters) != set(networks.parameters):
+            raise ValueError(
+                f"the networks are told {', '.join(networks.parameters) or 'nothing'}, the card names "
+                f"{', '.join(self.parameters) or 'nothing'}"
+            )
+        if isinstance(networks, LatentDiffusionNetworks):
+            if self.grid.spacing != networks.spacing:
+                raise ValueError(f"the grid's spacing {self.grid.spacing} is not {networks.spacing}")
+            if self.labels and networks.label_ids != tuple(sorted(self.labels)):
+                raise ValueError("the ids of labels are not those of the networks")
         if len(self.channels) != networks.channels:
             raise ValueError(f"{len(self.channels)} channel names for {networks.channels} channels")
         if len(self.intensity.typical) != networks.channels:
@@ -229,11 +294,19 @@ class Card(_Part):
         """Whether volumes of any size are worked on, by windows of the grid's shape."""
         return self.extent == "patch" and isinstance(self.networks, JointFlowNetworks)
 
-    def sampling(self, verb: str, steps: int | None, guidance: float | None, sampler: str | None) -> Sampling:
+    def sampling(
+        self,
+        verb: str,
+        steps: int | None,
+        guidance: float | None,
+        sampler: str | None,
+        parameters: Mapping[str, float | str] | None = None,
+    ) -> Sampling:
         """How a verb samples, with the defaults for what is None.
 
         Raises:
-            DiffaugError: for a sampler that the networks lack, or numbers that they cannot work with.
+            DiffaugError: for a sampler that the networks lack, numbers that they cannot work with, or
+                parameters that there are not.
         """
         defaults, networks = self.defaults, self.networks
         if sampler is not None and sampler not in networks.samplers:
@@ -248,13 +321,29 @@ class Card(_Part):
             raise DiffaugError(f"steps must be at least 1{upper}, got {steps}")
         if guidance is not None and not guidance >= 0:
             raise DiffaugError(f"guidance must be at least 0 (1 is none), got {guidance}")
-        if guidance not in (None, 1.0) and not self.labels:
+        if guidance not in (None, 1.0) and not networks.guided:
             raise DiffaugError(
                 f"{self.name} knows no labels that could guide it: leave guidance={guidance} out"
             )
         if guidance is None:
-            guidance = defaults.guidance_of(verb) if self.labels else 1.0
-        return Sampling(sampler or defaults.sampler, steps, guidance, defaults.shift)
+            guidance = defaults.guidance_of(verb) if networks.guided else 1.0
+        return Sampling(
+            sampler or defaults.sampler, steps, guidance, defaults.shift, self._numbers(parameters or {})
+        )
+
+    def _numbers(self, given: Mapping[str, float | str]) -> dict[str, float]:
+        """What the networks are told."""
+        if unknown := sorted(given.keys() - self.parameters.keys()):
+            raise DiffaugError(
+                f"{self.name} has no parameter {unknown[0]!r}; it has {', '.join(self.parameters) or 'none'}"
+            )
+        try:
+            return {
+                name: parameter.number(name, given.get(name, parameter.default))
+                for name, parameter in self.parameters.items()
+            }
+        except ValueError as error:
+            raise DiffaugError(f"{self.name}: {error}") from error
 
     def audit_note(self, *, rejecting: bool = False) -> str | None:
         """What to know before using what the generator makes; None where its audit passed, or is unclear in

@@ -60,7 +60,7 @@ def export_medical_diffusion(generator: Generator, output: Path | str) -> list[s
             "code, so latents next to them decode otherwise."
         )
     state = (
-        model.schedule.buffers()
+        model.process.schedule.buffers()
         | {f"denoise_fn.{key}": tensor for key, tensor in _cpu(model.denoiser.state_dict()).items()}
         | {f"vqgan.{key}": tensor for key, tensor in vqgan.items()}
     )
@@ -69,7 +69,7 @@ def export_medical_diffusion(generator: Generator, output: Path | str) -> list[s
             {
                 "epoch": 0,
                 # One for each of the two optimisers.
-                "global_step": 2 * card.training.autoencoder_steps,
+                "global_step": 2 * (card.training.autoencoder_steps or 0),
                 "pytorch-lightning_version": "1.6.4",
                 "state_dict": vqgan,
                 "hparams_name": "kwargs",
