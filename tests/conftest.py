@@ -17,6 +17,12 @@ torch.set_num_threads(max(1, _CORES // int(os.environ.get("PYTEST_XDIST_WORKER_C
 MEDICAL_GRID = (14, 20, 12)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _zoo_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a user has pulled or registered is none of the tests' business."""
+    os.environ["DIFFAUG_ZOO"] = str(tmp_path_factory.mktemp("zoo") / "home")
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of real scans that DIFFAUG_DATA names, Task04_Hippocampus among them; never written to."""

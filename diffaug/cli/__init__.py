@@ -21,6 +21,7 @@ from diffaug.cli.pretrain import pretrain
 from diffaug.cli.splits import splits
 from diffaug.cli.verbs import COMMANDS
 from diffaug.cli.wording import with_options
+from diffaug.cli.zoo import zoo_app
 from diffaug.errors import DiffaugError
 from diffaug.version import __version__
 
@@ -47,6 +48,7 @@ app.add_typer(bank_app, name="bank")
 app.add_typer(nnunet_app, name="nnunet")
 import_app.command("monai-bundle")(import_monai_bundle)
 import_app.command("maisi")(import_maisi)
+app.add_typer(zoo_app, name="zoo")
 app.add_typer(import_app, name="import")
 app.add_typer(export_app, name="export")
 for verb in COMMANDS:

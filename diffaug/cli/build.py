@@ -32,6 +32,27 @@ def parse_pair(text: str) -> tuple[int, int]:
     return int(source), int(target)
 
 
+ToldParameters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--parameter",
+        metavar="NAME=VALUE",
+        help="What else the generator is told, such as age=0.6 or modality=mri_t2; may be repeated.",
+        show_default="the card's",
+    ),
+]
+
+
+def parse_told(given: list[str] | None) -> dict[str, str]:
+    """Names and values of ``NAME=VALUE``; raises BadParameter for anything else."""
+    pairs = [text.partition("=") for text in given or []]
+    if wrong := ["".join(pair) for pair in pairs if not all(pair)]:
+        raise typer.BadParameter(
+            f"{wrong[0]!r} is no parameter; write it like age=0.6", param_hint="--parameter"
+        )
+    return {name: value for name, _, value in pairs}
+
+
 def build(
     generator: Annotated[
         str, typer.Argument(help="Name of a generator in the zoo, or a folder that fit wrote.")
@@ -72,6 +93,7 @@ def build(
     strength: Annotated[
         float | None, typer.Option(min=0, max=1, help="Strength of vary.", show_default="the card's")
     ] = None,
+    parameter: ToldParameters = None,
     label_mapping: Annotated[
         list[str] | None,
         typer.Option(
@@ -164,6 +186,7 @@ def build(
         strength=strength,
         label_mapping=dict(map(parse_pair, label_mapping)) if label_mapping else None,
         allow_label_drift=allow_label_drift,
+        parameters=parse_told(parameter),
         batch_size=batch_size,
         inspector=inspector,
         progress=progress,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, overload
 
 import typer
 
-from diffaug.cli.build import parse_pair
+from diffaug.cli.build import ToldParameters, parse_pair, parse_told
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,14 +82,6 @@ _Guidance = Annotated[
 _Sampler = Annotated[
     str | None, typer.Option(help="Sampler, of those that the generator has.", show_default="the card's")
 ]
-_Parameters = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=VALUE",
-        help="What else the generator is told, such as age=0.6 or modality=mri_t2; may be repeated.",
-        show_default="the card's",
-    ),
-]
 _Device = Annotated[
     str | None, typer.Option(help="Such as cpu or cuda.", show_default="the fastest there is")
 ]
@@ -109,16 +101,6 @@ def parse_box(text: str) -> "Box":
     return (i0, i1), (j0, j1), (k0, k1)
 
 
-def _parameters(given: list[str] | None) -> dict[str, str]:
-    """Names and values of ``NAME=VALUE``; raises BadParameter for anything else."""
-    pairs = [text.partition("=") for text in given or []]
-    if wrong := ["".join(pair) for pair in pairs if not all(pair)]:
-        raise typer.BadParameter(
-            f"{wrong[0]!r} is no parameter; write it like age=0.6", param_hint="--parameter"
-        )
-    return {name: value for name, _, value in pairs}
-
-
 def sample(
     generator: _GeneratorName,
     output: _MadeImages,
@@ -129,7 +111,7 @@ def sample(
     steps: _Steps = None,
     guidance: _Guidance = None,
     sampler: _Sampler = None,
-    parameter: _Parameters = None,
+    parameter: ToldParameters = None,
     device: _Device = None,
     force: _Force = False,
     as_json: _Json = False,
@@ -148,7 +130,7 @@ def sample(
             "steps": steps,
             "guidance": guidance,
             "sampler": sampler,
-            "parameters": _parameters(parameter),
+            "parameters": parse_told(parameter),
         },
         device=device,
         force=force,
@@ -182,7 +164,7 @@ def paint(
     steps: _Steps = None,
     guidance: _Guidance = None,
     sampler: _Sampler = None,
-    parameter: _Parameters = None,
+    parameter: ToldParameters = None,
     device: _Device = None,
     force: _Force = False,
     as_json: _Json = False,
@@ -202,7 +184,7 @@ def paint(
             "steps": steps,
             "guidance": guidance,
             "sampler": sampler,
-            "parameters": _parameters(parameter),
+            "parameters": parse_told(parameter),
         },
         inputs=[label],
         label=label,
@@ -241,7 +223,7 @@ def vary(
     steps: _Steps = None,
     guidance: _Guidance = None,
     sampler: _Sampler = None,
-    parameter: _Parameters = None,
+    parameter: ToldParameters = None,
     device: _Device = None,
     force: _Force = False,
     as_json: _Json = False,
@@ -267,7 +249,7 @@ def vary(
             "steps": steps,
             "guidance": guidance,
             "sampler": sampler,
-            "parameters": _parameters(parameter),
+            "parameters": parse_told(parameter),
         },
         inputs=[*image, *([label] if label else [])],
         label=label,
@@ -304,7 +286,7 @@ def inpaint(
     steps: _Steps = None,
     guidance: _Guidance = None,
     sampler: _Sampler = None,
-    parameter: _Parameters = None,
+    parameter: ToldParameters = None,
     device: _Device = None,
     force: _Force = False,
     as_json: _Json = False,
@@ -329,7 +311,7 @@ def inpaint(
             "steps": steps,
             "guidance": guidance,
             "sampler": sampler,
-            "parameters": _parameters(parameter),
+            "parameters": parse_told(parameter),
         },
         inputs=[*image, mask, *([label] if label else [])],
         label=label,

@@ -19,6 +19,7 @@ def fill_parameters(
     sampler: str | None,
     strength: float | None,
     allow_label_drift: bool,
+    told: Mapping[str, float | str] | None = None,
 ) -> Parameters:
     """The parameters with the card's defaults for what is None.
 
@@ -31,7 +32,8 @@ def fill_parameters(
         strength = generator.card.defaults.strength
     if strength is not None and not 0 <= strength <= 1:
         raise DiffaugError(f"strength must lie in [0, 1], got {strength}")
-    sampling = generator.card.sampling(verb, steps, guidance, sampler)
+    card = generator.card
+    sampling = card.sampling(verb, steps, guidance, sampler, told)
     return Parameters(
         sampler=sampling.sampler,
         shift=sampling.shift,
@@ -39,6 +41,7 @@ def fill_parameters(
         guidance=sampling.guidance,
         strength=strength,
         allow_label_drift=allow_label_drift,
+        told={name: each.default for name, each in card.parameters.items()} | dict(told or {}),
     )
 
 

@@ -99,6 +99,7 @@ def build_dataset(
     strength: float | None = None,
     label_mapping: Mapping[int, int] | None = None,
     allow_label_drift: bool = False,
+    parameters: Mapping[str, float | str] | None = None,
     batch_size: int = 8,
     inspector: Inspector | None = None,
     progress: Progress | None = None,
@@ -128,6 +129,7 @@ def build_dataset(
         label_mapping: id in the source -> id of the generator; ids not named stand for themselves.
         allow_label_drift: `vary` with a generator that knows no labels, which is refused otherwise: the
             source's label maps are copied, with their ids and names, though the anatomy may have moved.
+        parameters: what else the generator is told, by name (the card's `parameters`).
         batch_size: cases made at once, >= 1; does not change their bytes.
         inspector: looks at every candidate, such as `diffaug.audit.inspection.Inspection`; a refused one is
             made again with another seed, and the manifest says how many were and why. Default: every
@@ -139,7 +141,7 @@ def build_dataset(
             small; nothing has been written then.
     """
     output = Path(output).expanduser()
-    parameters = fill_parameters(
+    filled = fill_parameters(
         generator,
         verb,
         steps=steps,
@@ -147,6 +149,7 @@ def build_dataset(
         sampler=sampler,
         strength=strength,
         allow_label_drift=allow_label_drift,
+        told=parameters,
     )
     check_arguments(
         generator,
@@ -176,7 +179,7 @@ def build_dataset(
             grid=generator.card.grid,
             intensity=generator.card.intensity,
         ),
-        parameters=parameters,
+        parameters=filled,
         label_mapping=dict(sorted((label_mapping or {}).items())),
         source=sources.record,
         inspection=inspector.record if inspector else None,
@@ -283,6 +286,8 @@ class _Builder:
         return Manifest(
             settings=self.settings,
             licence=combined_licence(card.licence, origin),
+            commercial_use=card.commercial_use,
+            redistribution=card.redistribution,
             citation=list(dict.fromkeys([*card.citation, *references])),
             caveat=caveat(self.settings),
             label_ids={written: number for number, written in self.writer.label_ids.items()},
@@ -368,7 +373,12 @@ class _Builder:
     def _how(self) -> dict[str, Any]:
         """What every verb is told."""
         parameters = self.settings.parameters
-        return {"steps": parameters.steps, "guidance": parameters.guidance, "sampler": parameters.sampler}
+        return {
+            "steps": parameters.steps,
+            "guidance": parameters.guidance,
+            "sampler": parameters.sampler,
+            "parameters": parameters.told,
+        }
 
     def _sampled(self, batch: Sequence[int], seeds: Sequence[int]) -> list[Made]:
         """Cases from nothing."""

@@ -56,6 +56,7 @@ def readme(header: Manifest) -> str:
             command.append("--segmenter SEGMENTER")
     if parameters.allow_label_drift:
         command.append("--allow-label-drift")
+    command += [f"--parameter {name}={value}" for name, value in parameters.told.items()]
     command += [f"--label-mapping {old}={new}" for old, new in settings.label_mapping.items()]
     command.append(f"--output {settings.name}")
     renumbered = ", ".join(f"{new} -> {old}" for new, old in header.label_ids.items() if new != old)
@@ -78,7 +79,7 @@ def readme(header: Manifest) -> str:
         ]
     lines += [
         "",
-        f"- Licence: {header.licence}",
+        f"- Licence: {header.licence}{_terms(header)}",
         f"- Generator: {settings.generator.name}, weights {settings.generator.weights}",
         f"- Audit of the generator: {AUDITS[header.audit]}{_unlike(header)}",
         *_inspection(header),
@@ -97,6 +98,13 @@ def readme(header: Manifest) -> str:
         *_needed(settings),
     ]
     return "\n".join(lines)
+
+
+def _terms(header: Manifest) -> str:
+    """What the generator's licence does not allow."""
+    uses = {"commercial use": header.commercial_use, "redistribution": header.redistribution}
+    refused = [use for use, allowed in uses.items() if allowed is False]
+    return f". It does not allow {' or '.join(refused)}" if refused else ""
 
 
 def _needed(settings: Settings) -> list[str]:

@@ -45,7 +45,8 @@ class GeneratorRecord(_Part):
 class Parameters(_Part):
     """How the verb was applied; `strength` is that of `vary`, None for the other verbs.
 
-    With `allow_label_drift` the label map is a copy, and nothing kept the image to it.
+    With `allow_label_drift` the label map is a copy, and nothing kept the image to it. `told` is what else
+    the generator was told, by the card's `parameters`.
     """
 
     sampler: str
@@ -54,6 +55,7 @@ class Parameters(_Part):
     guidance: float
     strength: float | None
     allow_label_drift: bool = False
+    told: dict[str, float | str] = {}
 
 
 class SourceCase(_Part):
@@ -168,6 +170,7 @@ class Manifest(_Part):
 
     Attributes:
         licence: of the dataset, in words where generator and source differ.
+        commercial_use, redistribution: whether the generator's licence allows them; None: not stated.
         citation: what to cite, the generator's and the source's.
         caveat: what the label maps are not, in words; empty where the images show them.
         label_ids: id in the dataset -> id in the vocabulary of the generator, or of the source whose label
@@ -184,6 +187,8 @@ class Manifest(_Part):
     format: Literal[1] = 1
     settings: Settings
     licence: str
+    commercial_use: bool | None = None
+    redistribution: bool | None = None
     citation: list[str]
     caveat: str = ""
     label_ids: dict[int, int]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from diffaug.generators import slabs
 from diffaug.generators.diffusion import ScaledLinearSchedule
 from diffaug.generators.hardware import exact_float32
 from diffaug.generators.memory import require_memory
@@ -38,7 +39,7 @@ class LatentDiffusion(Model):
             "autoencoder.safetensors": "autoencoder.",
             "denoiser.safetensors": "denoiser.",
         }
-        self.autoencoder: nn.Module = networks.autoencoder.build(self._at_once)
+        self.autoencoder: nn.Module = networks.autoencoder.build()
         self.denoiser = networks.denoiser.build()
         self.control: nn.Module | None = None
         if networks.control is not None:
@@ -61,30 +62,24 @@ class LatentDiffusion(Model):
 
     def encode_image(self, image: Tensor) -> Tensor:
         # The mean of the posterior: a draw from it would move what is to be preserved.
-        encode: Callable[[Tensor], tuple[Tensor, Tensor]] = self.autoencoder.encode  # type: ignore[assignment]
-        z = self._over_windows(lambda x: encode(x)[0], (image + 1) / 2, encoding=True)
+        z = self._over_windows(slabs.encode, (image + 1) / 2, encoding=True)
         return z * self.networks.scale_factor
 
     def decode_image(self, latent: Tensor) -> Tensor:
-        decode: Callable[[Tensor], Tensor] = self.autoencoder.decode  # type: ignore[assignment]
-        return 2 * self._over_windows(decode, latent / self.networks.scale_factor, encoding=False) - 1
+        z = latent / self.networks.scale_factor
+        return 2 * self._over_windows(slabs.decode, z, encoding=False) - 1
 
     def _over_windows(
-        self, function: Callable[[Tensor], Tensor], volume: Tensor, *, encoding: bool
+        self, function: Callable[[nn.Module, Tensor], Tensor], volume: Tensor, *, encoding: bool
     ) -> Tensor:
         window, factors = self.networks.window or self.networks.latent_shape, self.networks.downsampling
         none: Shape3 = (1, 1, 1)
-        require_memory(self.networks.autoencoder_bytes, volume.device, ADVICE)
+        require_memory(len(volume) * self.networks.autoencoder_bytes, volume.device, ADVICE)
         with exact_float32():
             scale = (factors, none) if encoding else (none, factors)
-            return over_windows(lambda part: function(part).float(), [volume.float()], window, scale)[0]
-
-    @property
-    def _at_once(self) -> Shape3:
-        """Voxels that the autoencoder works on at once."""
-        window = self.networks.window or self.networks.latent_shape
-        i, j, k = (n * f for n, f in zip(window, self.networks.downsampling, strict=True))
-        return i, j, k
+            return over_windows(
+                lambda part: function(self.autoencoder, part), [volume.float()], window, scale
+            )[0]
 
     # -- label maps ------------------------------------------------------------------------------------------
 

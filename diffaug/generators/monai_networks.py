@@ -5,7 +5,6 @@ attention (which the classes refuse to be made with where there is no GPU), chec
 inside the normalisation.
 """
 
-from math import prod
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
@@ -15,8 +14,6 @@ from diffaug.errors import ExtraError
 
 Flags = tuple[bool, ...]
 Counts = tuple[PositiveInt, ...]
-# Voxels of activations that MAISI's autoencoder convolves at once.
-SPLIT_VOXELS = 2**20
 
 
 class _Sizes(BaseModel):
@@ -29,7 +26,7 @@ class _Sizes(BaseModel):
 
 
 class AutoencoderKLSizes(_Sizes):
-    """`AutoencoderKL`, or MAISI's `AutoencoderKlMaisi`, which has the same layers and convolves in splits."""
+    """`AutoencoderKL`, or MAISI's `AutoencoderKlMaisi`, which interpolates linearly on its way up."""
 
     kind: Literal["AutoencoderKL", "AutoencoderKlMaisi"] = "AutoencoderKL"
     in_channels: PositiveInt = 1
@@ -61,8 +58,12 @@ class AutoencoderKLSizes(_Sizes):
         """Voxels for each point of the latent, on each axis."""
         return 2 ** (len(self.channels) - 1)
 
-    def build(self, shape: tuple[int, int, int]) -> nn.Module:
-        """With random weights, for volumes of a shape.
+    def working_bytes(self, voxels: int) -> int:
+        """About the memory it takes to decode so many voxels in slabs (see `slabs`)."""
+        return round(3.2 * 4 * self.channels[0] * voxels) + 2**28
+
+    def build(self) -> nn.Module:
+        """With random weights.
 
         Raises:
             ExtraError: MONAI is not installed.
@@ -71,12 +72,9 @@ class AutoencoderKLSizes(_Sizes):
         given = self.model_dump(exclude={"kind", "channels"}) | {"spatial_dims": 3}
         if self.kind == "AutoencoderKL":
             return classes[self.kind](**given, channels=self.channels)
-        splits = max(1, min(shape[0] // 16, prod(shape) // SPLIT_VOXELS))
         counts = self.num_res_blocks
         given["num_res_blocks"] = [counts] * len(self.channels) if isinstance(counts, int) else counts
-        return classes[self.kind](
-            **given, num_channels=self.channels, num_splits=splits, dim_split=0, save_mem=False
-        )
+        return classes[self.kind](**given, num_channels=self.channels, num_splits=1, save_mem=False)
 
 
 class DiffusionUNetSizes(_Sizes):

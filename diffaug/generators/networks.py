@@ -271,9 +271,9 @@ class LatentDiffusionNetworks(BaseModel):
 
     @property
     def autoencoder_bytes(self) -> int:
-        """About the memory that the autoencoder takes at work, float32: four times its widest activation."""
+        """About the memory that the autoencoder takes at work."""
         voxels = prod(self.window or self.latent_shape) * self.autoencoder.factor**3
-        return 4 * 4 * self.autoencoder.channels[0] * voxels
+        return self.autoencoder.working_bytes(voxels)
 
     @property
     def parameters(self) -> tuple[str, ...]:

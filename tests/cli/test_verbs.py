@@ -581,7 +581,7 @@ class TestBeforeLoading:
         assert f"{other} holds a tensor of the shape (3,)" in fail("decode", tiny, other, "-o", out)
 
     def test_an_unknown_generator(self, out: Path) -> None:
-        assert "no-such is neither a bundled generator" in fail("sample", "no-such", "-o", out)
+        assert "no-such is neither a generator of the zoo" in fail("sample", "no-such", "-o", out)
 
     def test_options_that_make_no_sense(self, tiny: Path, image: Path, tmp_path: Path, out: Path) -> None:
         drift = ("vary", tiny, image, "--allow-label-drift", "-o", out)

@@ -450,7 +450,7 @@ def test_history_of_a_generator_object_replays(tiny_generator_folder: Path) -> N
 def test_history_of_a_generator_object_that_is_gone(tmp_path: Path) -> None:
     make_tiny_generator(seed=2).save(tmp_path)
     varied = RandomVariation(Generator.load(tmp_path), p=1)(make_subject())
-    with pytest.raises(CardError, match="tiny is neither a bundled generator"):
+    with pytest.raises(CardError, match="tiny is neither a generator of the zoo"):
         varied.history[0](make_subject())
 
 

@@ -31,18 +31,18 @@ def test_an_unknown_name_is_answered_with_those_there_are(
 ) -> None:
     monkeypatch.setattr(zoo, "BUNDLED", tiny_generator_folder.parent)
     with pytest.raises(
-        CardError, match=r"neither a bundled generator \(tiny\) nor a folder with a card\.json"
+        CardError, match=r"neither a generator of the zoo \(here are tiny;.*\) nor a folder with a card\.json"
     ):
         zoo.load(name)
 
 
 def test_bundled_generators_have_an_audit_that_leaves_no_question_of_privacy_open() -> None:
-    for name in zoo.names():
+    for name in zoo.bundled():
         assert zoo.load(name).card.audit_note() is None
 
 
 def test_bundled_generators_come_with_the_detector_of_their_training_scans() -> None:
-    for name in zoo.names():
+    for name in zoo.bundled():
         card = zoo.load(name).card
         detector = read_detector(find_detector(zoo.folder_of(name), name))
         assert detector.grid == card.grid.to_grid()
