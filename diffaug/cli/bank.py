@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diffaug.cli.build import parse_pair
+from diffaug.cli.options import LabelMapping, parse_mapping
 
 bank_app = typer.Typer(
     no_args_is_help=True, help="Make variations ahead of training, for transforms to draw."
@@ -78,12 +78,7 @@ def build_bank(
     guidance: Annotated[
         float | None, typer.Option(min=0, help="Guidance on the label.", show_default="the card's")
     ] = None,
-    label_mapping: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SOURCE=GENERATOR", help="A label id of the dataset, such as 3=1; may be repeated."
-        ),
-    ] = None,
+    label_mapping: LabelMapping = None,
     allow_label_drift: Annotated[
         bool, typer.Option("--allow-label-drift", help="Also where no label map is kept true.")
     ] = False,
@@ -126,7 +121,7 @@ def build_bank(
         steps=steps,
         guidance=guidance,
         sampler=sampler,
-        label_mapping=dict(map(parse_pair, label_mapping)) if label_mapping else None,
+        label_mapping=parse_mapping(label_mapping, generator),
         allow_label_drift=allow_label_drift,
     )
     done = building.build_bank(

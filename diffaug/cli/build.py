@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from diffaug.cli.options import LabelMapping, ToldParameters, parse_mapping, parse_told
+
 
 class Verb(StrEnum):
     """What each case is made by."""
@@ -22,35 +24,6 @@ class Layout(StrEnum):
 
     NNUNET = "nnunet"
     DECATHLON = "decathlon"
-
-
-def parse_pair(text: str) -> tuple[int, int]:
-    """The ids in ``SOURCE=GENERATOR``, such as ``3=1``; raises BadParameter for anything else."""
-    source, _, target = text.partition("=")
-    if not (source.isdecimal() and target.isdecimal()):
-        raise typer.BadParameter(f"{text!r} is not a pair of label ids; write it like 3=1")
-    return int(source), int(target)
-
-
-ToldParameters = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--parameter",
-        metavar="NAME=VALUE",
-        help="What else the generator is told, such as age=0.6 or modality=mri_t2; may be repeated.",
-        show_default="the card's",
-    ),
-]
-
-
-def parse_told(given: list[str] | None) -> dict[str, str]:
-    """Names and values of ``NAME=VALUE``; raises BadParameter for anything else."""
-    pairs = [text.partition("=") for text in given or []]
-    if wrong := ["".join(pair) for pair in pairs if not all(pair)]:
-        raise typer.BadParameter(
-            f"{wrong[0]!r} is no parameter; write it like age=0.6", param_hint="--parameter"
-        )
-    return {name: value for name, _, value in pairs}
 
 
 def build(
@@ -94,12 +67,7 @@ def build(
         float | None, typer.Option(min=0, max=1, help="Strength of vary.", show_default="the card's")
     ] = None,
     parameter: ToldParameters = None,
-    label_mapping: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SOURCE=GENERATOR", help="A label id of the source, such as 3=1; may be repeated."
-        ),
-    ] = None,
+    label_mapping: LabelMapping = None,
     allow_label_drift: Annotated[
         bool,
         typer.Option(
@@ -184,7 +152,7 @@ def build(
         guidance=guidance,
         sampler=sampler,
         strength=strength,
-        label_mapping=dict(map(parse_pair, label_mapping)) if label_mapping else None,
+        label_mapping=parse_mapping(label_mapping, generator),
         allow_label_drift=allow_label_drift,
         parameters=parse_told(parameter),
         batch_size=batch_size,

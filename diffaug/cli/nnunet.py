@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from diffaug.cli.build import parse_pair
+from diffaug.cli.options import LabelMapping, parse_mapping
 
 nnunet_app = typer.Typer(no_args_is_help=True, help="Train nnU-Net with variations.")
 
@@ -49,12 +49,7 @@ def prepare(
         tuple[float, float] | None,
         typer.Option(metavar="LOW HIGH", help="Strengths, with a generator.", show_default="the card's"),
     ] = None,
-    label_mapping: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SOURCE=GENERATOR", help="A label id of the dataset, such as 3=1; may be repeated."
-        ),
-    ] = None,
+    label_mapping: LabelMapping = None,
     training_scans: Annotated[
         Path | None,
         typer.Option(
@@ -101,7 +96,7 @@ def prepare(
         str(generator),
         probability=0.3 if probability is None else probability,
         strength=strength,
-        label_mapping=dict(map(parse_pair, label_mapping)) if label_mapping else None,
+        label_mapping=parse_mapping(label_mapping, generator),
         training_scans=training_scans,
         progress=Progress(),
     )

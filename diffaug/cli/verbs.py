@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, overload
 
 import typer
 
-from diffaug.cli.build import ToldParameters, parse_pair, parse_told
+from diffaug.cli.options import LabelMapping, ToldParameters, parse_mapping, parse_told
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,12 +55,6 @@ _Label = Annotated[
 ]
 _Drift = Annotated[
     bool, typer.Option("--allow-label-drift", help="Do without a label that stays true: anatomy may move.")
-]
-_Mapping = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="SOURCE=GENERATOR", help="A label id of the label map, such as 3=1; may be repeated."
-    ),
 ]
 _Box = Annotated[
     str | None,
@@ -158,7 +152,7 @@ def paint(
         typer.Argument(exists=True, dir_okay=False, metavar="LABEL", help="NIfTI file of the label map."),
     ],
     output: _MadeImages,
-    label_mapping: _Mapping = None,
+    label_mapping: LabelMapping = None,
     box: _Box = None,
     seed: _Seed = 0,
     steps: _Steps = None,
@@ -178,7 +172,7 @@ def paint(
         generator=generator,
         outputs=output,
         settings={
-            "label_mapping": _mapping(label_mapping, label),
+            "label_mapping": _mapping(label_mapping, label, generator),
             "box": _bounds(box),
             "seed": seed,
             "steps": steps,
@@ -217,7 +211,7 @@ def vary(
         bool, typer.Option("--plain", help="Write the plain decode, without the scan's own noise.")
     ] = False,
     allow_label_drift: _Drift = False,
-    label_mapping: _Mapping = None,
+    label_mapping: LabelMapping = None,
     box: _Box = None,
     seed: _Seed = 0,
     steps: _Steps = None,
@@ -243,7 +237,7 @@ def vary(
             "strength": strength,
             "residual": not plain,
             "allow_label_drift": allow_label_drift,
-            "label_mapping": _mapping(label_mapping, label),
+            "label_mapping": _mapping(label_mapping, label, generator),
             "box": _bounds(box),
             "seed": seed,
             "steps": steps,
@@ -280,7 +274,7 @@ def inpaint(
     ],
     label: _Label = None,
     allow_label_drift: _Drift = False,
-    label_mapping: _Mapping = None,
+    label_mapping: LabelMapping = None,
     box: _Box = None,
     seed: _Seed = 0,
     steps: _Steps = None,
@@ -305,7 +299,7 @@ def inpaint(
         outputs=output,
         settings={
             "allow_label_drift": allow_label_drift,
-            "label_mapping": _mapping(label_mapping, label),
+            "label_mapping": _mapping(label_mapping, label, generator),
             "box": _bounds(box),
             "seed": seed,
             "steps": steps,
@@ -447,12 +441,12 @@ def decode(
 COMMANDS: tuple[Callable[..., None], ...] = (sample, paint, vary, inpaint, segment, encode, decode)
 
 
-def _mapping(pairs: list[str] | None, label: Path | None) -> dict[int, int] | None:
-    if pairs and not label:
+def _mapping(given: list[str] | None, label: Path | None, generator: str) -> dict[int, int] | None:
+    if given and not label:
         raise typer.BadParameter(
             "it renames the ids of --label: give that, too", param_hint="--label-mapping"
         )
-    return dict(map(parse_pair, pairs)) if pairs else None
+    return parse_mapping(given, generator)
 
 
 def _bounds(text: str | None) -> "Box | None":

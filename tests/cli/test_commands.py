@@ -7,8 +7,8 @@ import typer
 from typer.testing import CliRunner
 
 from diffaug.cli import app
-from diffaug.cli.build import parse_pair
 from diffaug.cli.fit import parse_duration
+from diffaug.cli.options import parse_pair
 from diffaug.cli.wording import with_options
 
 

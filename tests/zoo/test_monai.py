@@ -444,12 +444,24 @@ def test_from_files_in_the_upstream_layouts_to_nifti(brats: tuple[Path, Any, Any
     made = json.loads(run("sample", tmp_path / "ct", *told, "-o", tmp_path / "ct.nii.gz"))
     assert made["parameters"]["parameters"] == {"modality": "ct_contrast"}
     label = np.zeros(SHAPE, np.uint8)
-    label[4:10, 4:10, 4:10] = 1
+    label[4:10, 4:10, 4:10] = 7
     nib.save(nib.Nifti1Image(label, np.diag([2.0, 2, 2, 1])), tmp_path / "label.nii.gz")
+    (tmp_path / "table.csv").write_text("source,generator\n7,Lung Tumor\n")
+    told += ["--label-mapping", tmp_path / "table.csv"]
     run("paint", tmp_path / "painter", tmp_path / "label.nii.gz", *told, "-o", tmp_path / "painted.nii.gz")
-    for name in ("brats", "ct", "painted"):
+    write_brain(tmp_path / "brain-files")
+    geometry = ["--template", "brain-t1-ldm", "--shape", "16,32,16"]
+    run("import", "monai-bundle", tmp_path / "brain-files", *geometry, "-o", tmp_path / "brain")
+    aged = ["--steps", "2", "--parameter", "age=0.3", "-o", tmp_path / "brain.nii.gz"]
+    run("sample", tmp_path / "brain", *aged)
+    write_maisi(tmp_path / "ddpm-files", flow=False)
+    ddpm = [str(part).replace("/files/", "/ddpm-files/").replace("nv-generate", "maisi") for part in shared]
+    run("import", "maisi", *ddpm, "-o", tmp_path / "ddpm")
+    region = ["--steps", "2", "--sampler", "dpm-solver++", "--parameter", "top_region=head"]
+    run("sample", tmp_path / "ddpm", *region, "-o", tmp_path / "ddpm.nii.gz")
+    for name in ("brats", "ct", "painted", "brain", "ddpm"):
         volume = nib.load(tmp_path / f"{name}.nii.gz")
-        assert volume.shape == SHAPE
+        assert volume.shape == ((16, 32, 16) if name == "brain" else SHAPE)
         assert np.isfinite(volume.get_fdata()).all()
     wrong = CliRunner().invoke(
         app, ["sample", str(tmp_path / "ct"), "--parameter", "age", "-o", str(tmp_path / "x.nii")]
