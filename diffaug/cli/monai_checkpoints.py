@@ -32,14 +32,14 @@ class Maisi(StrEnum):
 _Output = Annotated[
     Path, typer.Option("--output", "-o", file_okay=False, help="New folder of the generator.")
 ]
-_Shape = Annotated[
+Shape = Annotated[
     str | None,
     typer.Option(metavar="I,J,K", help="Voxels of the volumes to make.", show_default="as published"),
 ]
-_Spacing = Annotated[
+Spacing = Annotated[
     str | None, typer.Option(metavar="I,J,K", help="Size of a voxel, in mm.", show_default="as published")
 ]
-_Window = Annotated[
+LatentWindow = Annotated[
     str | None,
     typer.Option(
         metavar="I,J,K",
@@ -57,9 +57,9 @@ def import_monai_bundle(
         Bundle | None,
         typer.Option(help="Whose grid, units and licence it has.", show_default="found by its networks"),
     ] = None,
-    shape: _Shape = None,
-    spacing: _Spacing = None,
-    window: _Window = None,
+    shape: Shape = None,
+    spacing: Spacing = None,
+    window: LatentWindow = None,
     name: _Name = None,
 ) -> None:
     """Make a generator of a MONAI BUNDLE of a latent diffusion model.
@@ -69,7 +69,7 @@ def import_monai_bundle(
     """
     from diffaug.zoo.monai import import_monai_bundle as convert
 
-    geometry = _geometry(shape, spacing, window)
+    geometry = parse_geometry(shape, spacing, window)
     chosen = template.value if template else None
     _tell(convert(bundle, output, template=chosen, geometry=geometry, name=name), output)
 
@@ -103,9 +103,9 @@ def import_maisi(
             exists=True, dir_okay=False, help="JSON with definitions of networks other than the published."
         ),
     ] = None,
-    shape: _Shape = None,
-    spacing: _Spacing = None,
-    window: _Window = None,
+    shape: Shape = None,
+    spacing: Spacing = None,
+    window: LatentWindow = None,
     name: _Name = None,
 ) -> None:
     """Make a generator of the files of MAISI or NV-Generate.
@@ -122,13 +122,14 @@ def import_maisi(
         control=control,
         label_dict=label_dict,
         config=config,
-        geometry=_geometry(shape, spacing, window),
+        geometry=parse_geometry(shape, spacing, window),
         name=name,
     )
     _tell(made, output)
 
 
-def _geometry(shape: str | None, spacing: str | None, window: str | None) -> "Geometry":
+def parse_geometry(shape: str | None, spacing: str | None, window: str | None) -> "Geometry":
+    """What the three options say; raises BadParameter for what is no three numbers."""
     from diffaug.zoo.monai.importing import Geometry
 
     return Geometry(

@@ -42,23 +42,35 @@ def parse_mapping(given: list[str] | None, generator: str | None) -> dict[int, i
     """
     from diffaug.datasets.label_tables import read_label_table
     from diffaug.generators.card import read_card
+    from diffaug.generators.labels import CompleteMapping
     from diffaug.zoo import folder_of
 
     mapping: dict[int, int] = {}
+    complete = False
     for text in given or []:
         if text.endswith(".csv") and generator is not None:
             labels = read_card(folder_of(generator) / "card.json").labels
             mapping |= read_label_table(Path(text), labels)
+            complete = True
         else:
             mapping |= [parse_pair(text)]
+    if complete:
+        return CompleteMapping(mapping)
     return mapping if given else None
 
 
-def parse_told(given: list[str] | None) -> dict[str, str]:
+def parse_told(given: list[str] | None) -> dict[str, float | str]:
     """Names and values of ``NAME=VALUE``; raises BadParameter for anything else."""
     pairs = [text.partition("=") for text in given or []]
     if wrong := ["".join(pair) for pair in pairs if not all(pair)]:
         raise typer.BadParameter(
             f"{wrong[0]!r} is no parameter; write it like age=0.6", param_hint="--parameter"
         )
-    return {name: value for name, _, value in pairs}
+    return {name: _number_or_text(value) for name, _, value in pairs}
+
+
+def _number_or_text(value: str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffaug.cli.monai_checkpoints import LatentWindow, Shape, Spacing, parse_geometry
+
 if TYPE_CHECKING:
     from diffaug.zoo.catalogue import Listed
 
@@ -67,7 +69,8 @@ def show(
         "extent": found.extent,
         "verbs": ", ".join(found.verbs),
         "parameters": "; ".join(f"{key}: {text}" for key, text in found.parameters.items()) or "none",
-        "labels": ", ".join(f"{key} {text}" for key, text in found.labels.items()) or "none",
+        "labels": ", ".join(f"{key} {text}" for key, text in found.labels.items())
+        or ("those of label_dict.json, and 200 body" if "paint" in found.verbs else "none"),
         "weights": _size(found.weights_bytes),
         "memory": f"about {_size(found.memory_bytes)} at this grid",
         "licence": found.licence,
@@ -92,6 +95,9 @@ def pull_generator(
             help="Take files without a published hash; that of what comes is checked ever after.",
         ),
     ] = False,
+    shape: Shape = None,
+    spacing: Spacing = None,
+    window: LatentWindow = None,
 ) -> None:
     """Download a published generator and import it; broken downloads go on where they stopped.
 
@@ -99,7 +105,12 @@ def pull_generator(
     """
     from diffaug.zoo.pulling import pull
 
-    folder = pull(name, accept_unpinned=accept_unpinned, say=lambda note: typer.echo(note, err=True))
+    folder = pull(
+        name,
+        accept_unpinned=accept_unpinned,
+        geometry=parse_geometry(shape, spacing, window),
+        say=lambda note: typer.echo(note, err=True),
+    )
     typer.echo(folder)
 
 

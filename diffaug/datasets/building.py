@@ -185,7 +185,8 @@ def build_dataset(
         inspection=inspector.record if inspector else None,
     )
     progress = progress or Progress(quiet=True)
-    return _Builder(generator, output, settings, sources, batch_size, inspector, progress).run()
+    mapping = label_mapping or {}
+    return _Builder(generator, output, settings, sources, mapping, batch_size, inspector, progress).run()
 
 
 # -------- the build
@@ -200,6 +201,7 @@ class _Builder:
         output: Path,
         settings: Settings,
         sources: Sources,
+        label_mapping: Mapping[int, int],
         batch_size: int,
         inspector: Inspector | None,
         progress: Progress,
@@ -208,6 +210,8 @@ class _Builder:
         self.generator = generator
         self.output = output
         self.settings = settings
+        # As it was given: the record does not say whether other ids are an error.
+        self.label_mapping = label_mapping
         self.dataset = sources.dataset
         self.sources = sources.cases
         self.batch_size = batch_size
@@ -312,7 +316,7 @@ class _Builder:
                 check_dataset(self.dataset, lambda _: task.advance())
             for source in self.sources:
                 try:
-                    real = read_source(source, self.generator, self.settings.label_mapping)
+                    real = read_source(source, self.generator, self.label_mapping)
                 except DatasetError as error:
                     problems += error.problems
                 else:
@@ -401,7 +405,7 @@ class _Builder:
         """Painted or varied cases; those of one shape are made together."""
         generator, parameters = self.generator, self.settings.parameters
         sources = [self.sources[index % len(self.sources)] for index in batch]
-        reals = [read_source(source, generator, self.settings.label_mapping) for source in sources]
+        reals = [read_source(source, generator, self.label_mapping) for source in sources]
         by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for position, real in enumerate(reals):
             by_shape[real.label.shape].append(position)

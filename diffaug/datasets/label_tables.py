@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from diffaug.errors import LabelError
+from diffaug.generators.labels import CompleteMapping
 
 _HEADER = ("source", "generator")
 
 
-def read_label_table(path: Path, labels: Mapping[int, str]) -> dict[int, int]:
+def read_label_table(path: Path, labels: Mapping[int, str]) -> CompleteMapping:
     """Id of a dataset -> id of the generator.
 
     Args:
@@ -21,7 +22,7 @@ def read_label_table(path: Path, labels: Mapping[int, str]) -> dict[int, int]:
         LabelError: names the file and the line that is wrong.
     """
     by_name = {name.casefold(): number for number, name in labels.items()}
-    mapping: dict[int, int] = {}
+    mapping = CompleteMapping()
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             rows = csv.DictReader(stream)

@@ -31,7 +31,8 @@ from diffaug.generators.networks import (
     Verb,
 )
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Label maps come back as int16.
 LabelId = Annotated[int, Field(ge=0, le=32767)]
@@ -175,12 +176,12 @@ class Parameter(_Part):
             ValueError: the value is none of the choices, or out of range.
         """
         if self.choices is not None:
-            if value not in self.choices:
+            if not isinstance(value, str) or value not in self.choices:
                 raise ValueError(f"{name} is one of {', '.join(self.choices)}, not {value!r}")
             return self.choices[str(value)]
         try:
             number = float(value)
-        except ValueError:
+        except (TypeError, ValueError):
             raise ValueError(f"{name} is a number, not {value!r}") from None
         if not self.low <= number <= self.high:
             raise ValueError(f"{name} lies between {self.low:g} and {self.high:g}, got {number:g}")

@@ -26,6 +26,11 @@ def spread(indices: Tensor, classes: int) -> Tensor:
     return (indices == places.view(-1, 1, 1, 1)).float()
 
 
+class CompleteMapping(dict[int, int]):
+    """The user's ids to the generator's, of which others than these, and 0, are an error: with a vocabulary
+    of a whole body nearly every id that was forgotten is some other structure's."""
+
+
 class Vocabulary:
     """The label ids a generator knows, background 0 first: `{0: "background", 1: "Anterior", ...}`."""
 
@@ -49,7 +54,8 @@ class Vocabulary:
     def indices(self, label: Tensor, mapping: Mapping[int, int] | None = None) -> Tensor:
         """Label map of integer ids to their places in `ids`, background 0: int16, of the same shape.
 
-        `mapping` takes the user's ids to the generator's; ids that it does not name stand for themselves.
+        `mapping` takes the user's ids to the generator's; ids that it does not name stand for themselves
+        (for a `CompleteMapping` they are an error).
 
         Raises:
             LabelError: for an id that the generator does not know; shows both vocabularies.
@@ -60,6 +66,11 @@ class Vocabulary:
             raise LabelError("the label map holds values that are not integers: give integer label ids")
         present = [int(value) for value in found]
         self.check_mapping(mapping)
+        if isinstance(mapping, CompleteMapping) and (forgotten := set(present) - {0, *mapping}):
+            raise LabelError(
+                f"the label map holds {sorted(forgotten)}, which the table of labels does not name: add them "
+                "(0 leaves a structure out)"
+            )
         mapping = dict(mapping or {})
         if unknown := [value for value in present if mapping.get(value, value) not in self.names]:
             if len(present) > MOST_IDS:

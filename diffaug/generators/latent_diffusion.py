@@ -24,7 +24,10 @@ INPUT_SCALE = 100.0
 REGIONS = 4
 # The modality of no modality, towards which guidance looks back.
 UNKNOWN = 0
-ADVICE = "import the generator with a smaller --window, which is of its latent, or a smaller --shape"
+ADVICE = (
+    "give the generator a smaller networks.window (of the latent, for the autoencoder) in its card.json, or "
+    "import it with a smaller --shape"
+)
 
 
 class LatentDiffusion(Model):
@@ -72,7 +75,7 @@ class LatentDiffusion(Model):
     def _over_windows(
         self, function: Callable[[nn.Module, Tensor], Tensor], volume: Tensor, *, encoding: bool
     ) -> Tensor:
-        window, factors = self.networks.window or self.networks.latent_shape, self.networks.downsampling
+        window, factors = self.networks.autoencoder_window, self.networks.downsampling
         none: Shape3 = (1, 1, 1)
         require_memory(len(volume) * self.networks.autoencoder_bytes, volume.device, ADVICE)
         with exact_float32():
@@ -139,6 +142,8 @@ class LatentDiffusion(Model):
             return sign * told
 
         start = noise.draw(self.image_latent)
+        # Said before the trajectory, which takes most of the time.
+        require_memory(len(start) * self.networks.working_bytes, start.device, ADVICE)
         with exact_float32():
             return self.process.make(
                 predict, start, noise, sampling, clean=clean, strength=strength, mask=mask

@@ -1,8 +1,7 @@
 """Sizes of MONAI's latent-diffusion networks, and the networks themselves: MONAI's own classes.
 
 Fields have the names of the classes' arguments. What changes no result and no parameter is fixed here: flash
-attention (which the classes refuse to be made with where there is no GPU), checkpointing, and half precision
-inside the normalisation.
+attention, checkpointing, and half precision inside the normalisation.
 """
 
 from typing import Any, Literal, Self
@@ -130,6 +129,17 @@ class DiffusionUNetSizes(_Sizes):
         """Of which the latent's sides must be multiples."""
         return 2 ** (len(self.channels) - 1)
 
+    def working_bytes(self, points: int) -> int:
+        """About the memory of a call on a latent of so many points: the activations that wait for the way up,
+        and those at work."""
+        counts = self.num_res_blocks
+        blocks = (counts,) * len(self.channels) if isinstance(counts, int) else counts
+        waiting = sum(
+            (count + 1) * width / 8**level
+            for level, (count, width) in enumerate(zip(blocks, self.channels, strict=True))
+        )
+        return round(4 * points * (waiting + 6 * max(self.channels[:2])))
+
     def build(self) -> nn.Module:
         """With random weights; raises an ExtraError where MONAI is not installed."""
         inputs = {
@@ -140,7 +150,7 @@ class DiffusionUNetSizes(_Sizes):
         maisi = self.kind == "DiffusionModelUNetMaisi"
         given = self.model_dump(exclude={"kind", "channels"} | (set() if maisi else inputs))
         given["num_channels" if maisi else "channels"] = self.channels
-        return _monai()[self.kind](spatial_dims=3, **given)
+        return _lean(_monai()[self.kind](spatial_dims=3, **given))
 
 
 class ControlNetSizes(_Sizes):
@@ -159,14 +169,27 @@ class ControlNetSizes(_Sizes):
             "include_bottom_region_index_input",
             "include_spacing_input",
         }
-        return _monai()["ControlNetMaisi"](
-            spatial_dims=3,
-            **denoiser.model_dump(exclude=own),
-            num_channels=denoiser.channels,
-            conditioning_embedding_in_channels=self.bits,
-            conditioning_embedding_num_channels=self.embedding_channels,
-            use_checkpointing=False,
+        return _lean(
+            _monai()["ControlNetMaisi"](
+                spatial_dims=3,
+                **denoiser.model_dump(exclude=own),
+                num_channels=denoiser.channels,
+                conditioning_embedding_in_channels=self.bits,
+                conditioning_embedding_num_channels=self.embedding_channels,
+                use_checkpointing=False,
+            )
         )
+
+
+def _lean(network: nn.Module) -> nn.Module:
+    """Let attention be torch's own, which never holds the matrix of all pairs of points.
+
+    The classes refuse to be made so where there is no GPU, where torch does it as well.
+    """
+    for module in network.modules():
+        if type(module).__name__ in ("SABlock", "CrossAttentionBlock"):
+            module.use_flash_attention = True  # type: ignore[assignment]
+    return network
 
 
 def _monai() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from math import prod
 from typing import Annotated, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from diffaug.generators.autoencoder import AutoencoderConfig
 from diffaug.generators.denoiser import DenoiserConfig
@@ -193,6 +193,7 @@ class FlowProcess(BaseModel):
     model_config = ConfigDict(extra="forbid")
     kind: Literal["flow"] = "flow"
     steps: int = Field(default=1000, ge=1)
+    shifts: bool = Field(default=True, description="trained at higher noise the larger its latents were")
 
 
 class LatentDiffusionNetworks(BaseModel):
@@ -215,7 +216,7 @@ class LatentDiffusionNetworks(BaseModel):
     scale_factor: float = Field(default=1.0, gt=0, description="of latents to the denoiser's")
     conditions: tuple[str, ...] = ()
     label_ids: tuple[int, ...] = Field(default=(), description="that `control` knows, 0 first")
-    window: tuple[int, int, int] | None = Field(
+    window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
         default=None, description="of the latent, which the autoencoder works on at once; None: all of it"
     )
 
@@ -272,8 +273,21 @@ class LatentDiffusionNetworks(BaseModel):
     @property
     def autoencoder_bytes(self) -> int:
         """About the memory that the autoencoder takes at work."""
-        voxels = prod(self.window or self.latent_shape) * self.autoencoder.factor**3
+        voxels = prod(self.autoencoder_window) * self.autoencoder.factor**3
         return self.autoencoder.working_bytes(voxels)
+
+    @property
+    def autoencoder_window(self) -> tuple[int, int, int]:
+        """What of the latent the autoencoder works on at once."""
+        i, j, k = (
+            min(n, m) for n, m in zip(self.window or self.latent_shape, self.latent_shape, strict=True)
+        )
+        return i, j, k
+
+    @property
+    def working_bytes(self) -> int:
+        """About the memory that sampling takes beside the weights."""
+        return max(self.autoencoder_bytes, self.denoiser.working_bytes(prod(self.latent_shape)))
 
     @property
     def parameters(self) -> tuple[str, ...]:

@@ -26,9 +26,10 @@ def folder_of(name_or_folder: str | Path) -> Path:
     Raises:
         CardError: neither a name nor a folder with a `card.json`; says how a published one is pulled.
     """
-    for here in (bundled(), pulled(), registered()):
-        if str(name_or_folder) in here:
-            return here[str(name_or_folder)]
+    # One after the other: what is wrong with a user's own zoo must not keep bundled generators from loading.
+    for here in (bundled, pulled, registered):
+        if (folder := here().get(str(name_or_folder))) is not None:
+            return folder
     folder = Path(name_or_folder)
     if (folder / "card.json").is_file():
         return folder

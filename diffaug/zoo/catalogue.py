@@ -1,11 +1,13 @@
 """What is known of every generator: by its card where it is here, else by what was published."""
 
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from diffaug.errors import CardError
-from diffaug.generators.card import Card, Parameter, read_card
+from diffaug.generators.card import NAME_PATTERN, Card, Parameter, read_card
 from diffaug.generators.networks import LatentDiffusionNetworks
 from diffaug.zoo import bundled, folder_of
 from diffaug.zoo.entries import ENTRIES, Entry
@@ -47,14 +49,17 @@ class Listed(NamedTuple):
 
 def catalogue() -> list[Listed]:
     """All generators: bundled, pulled and registered ones, then those that can be pulled."""
-    found = []
-    seen: set[str] = set()
+    found: dict[str, Listed] = {}
     for state, here in (("bundled", bundled()), ("pulled", pulled()), ("registered", registered())):
         for name, folder in here.items():
-            if name not in seen and (folder / "card.json").is_file():
-                found.append(_of_card(name, read_card(folder / "card.json"), folder, state))
-                seen.add(name)
-    return found + [_of_entry(entry) for name, entry in ENTRIES.items() if name not in seen]
+            if name not in found:
+                try:
+                    card = read_card(folder / "card.json")
+                except CardError as error:
+                    warnings.warn(f"{name} is left out: {error}", stacklevel=2)
+                else:
+                    found[name] = _of_card(name, card, folder, state)
+    return list(found.values()) + [_of_entry(entry) for name, entry in ENTRIES.items() if name not in found]
 
 
 def describe(name_or_folder: str) -> Listed:
@@ -81,6 +86,8 @@ def register_own(folder: Path, name: str | None = None) -> str:
     chosen = name or card.name
     if chosen in ENTRIES or chosen in bundled() or chosen in pulled():
         raise CardError(f"{chosen} is the name of another generator of the zoo: give a name of your own")
+    if not re.fullmatch(NAME_PATTERN, chosen):
+        raise CardError(f"{chosen!r} is no name: letters, digits, points, hyphens and underscores")
     register(chosen, folder)
     return chosen
 
@@ -90,10 +97,13 @@ def _of_card(name: str, card: Card, folder: Path, state: str) -> Listed:
     weights = sum((folder / file).stat().st_size for file in card.files if (folder / file).is_file())
     memory = _SMALL_BYTES
     if isinstance(networks, LatentDiffusionNetworks):
-        memory = weights + networks.autoencoder_bytes
+        memory = weights + networks.working_bytes
+    published = ENTRIES.get(name)
+    if published is not None and not isinstance(networks, LatentDiffusionNetworks):
+        memory = published.facts.memory_bytes
     return Listed(
         name=name,
-        makes=card.description,
+        makes=published.facts.makes if published is not None else card.description,
         shape=card.grid.shape,
         spacing=card.grid.spacing,
         extent=card.extent,

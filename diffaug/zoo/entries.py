@@ -6,10 +6,14 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from diffaug.errors import CardError
 from diffaug.zoo.medical_diffusion import Choices, import_medical_diffusion
 from diffaug.zoo.medical_diffusion.choices import DIFFTUMOR, difftumor
 from diffaug.zoo.monai import import_maisi, import_monai_bundle
+from diffaug.zoo.monai.importing import AS_PUBLISHED, Geometry
 from diffaug.zoo.monai.templates import TEMPLATES
+
+Convert = Callable[[Path, Path, Geometry], Any]
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,14 @@ class Entry:
         files: that make it.
         by_hand: how to get them where their address is not known here.
         facts: what is known of it.
-        convert: makes the generator's folder of the folder of its files.
+        convert: makes the generator's folder of the folder of its files, for volumes of a geometry.
     """
 
     name: str
     files: tuple[RemoteFile, ...]
     by_hand: str
     facts: Facts
-    convert: Callable[[Path, Path], Any]
+    convert: Convert
 
 
 # Of DiffTumor's 6.0 and 1.7 million parameters, and with activations of 96^3 voxels.
@@ -82,23 +86,33 @@ def _facts(name: str, millions: float, *, control: bool = False) -> Facts:
         template.redistribution,
         tuple(template.citation),
         weights,
-        weights + template.autoencoder.working_bytes(prod(template.shape)),
+        weights
+        + max(
+            template.autoencoder.working_bytes(prod(template.shape)),
+            template.denoiser.working_bytes(prod(template.shape) // template.autoencoder.factor**3),
+        ),
     )
 
 
-def _bundle(template: str) -> Callable[[Path, Path], Any]:
-    return lambda files, output: import_monai_bundle(files, output, template=template, name=template)
+def _bundle(template: str) -> Convert:
+    return lambda files, output, geometry: import_monai_bundle(
+        files, output, template=template, geometry=geometry, name=template
+    )
 
 
-def _maisi(
-    template: str, autoencoder: str, denoiser: str, control: str | None = None
-) -> Callable[[Path, Path], Any]:
-    def convert(files: Path, output: Path) -> Any:
+def _maisi(template: str, autoencoder: str, denoiser: str, control: str | None = None) -> Convert:
+    def convert(files: Path, output: Path, geometry: Geometry) -> Any:
         more: Mapping[str, Any] = {}
         if control is not None:
             more = {"control": files / control, "label_dict": files / "configs/label_dict.json"}
         return import_maisi(
-            files / autoencoder, files / denoiser, output, template=template, name=template, **more
+            files / autoencoder,
+            files / denoiser,
+            output,
+            template=template,
+            geometry=geometry,
+            name=template,
+            **more,
         )
 
     return convert
@@ -110,7 +124,9 @@ def _difftumor(organ: str) -> Entry:
     denoiser = f"DiffusionModel/{organ}_early.pt"
     said: Choices = difftumor(4)
 
-    def convert(files: Path, output: Path) -> Any:
+    def convert(files: Path, output: Path, geometry: Geometry) -> Any:
+        if geometry != AS_PUBLISHED:
+            raise CardError(f"{name} works on patches of 96 x 96 x 96 voxels of 1 mm alone")
         return import_medical_diffusion(
             files / denoiser, output, autoencoder=files / autoencoder, preset="difftumor", name=name
         )

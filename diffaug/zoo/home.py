@@ -35,7 +35,14 @@ def registered() -> dict[str, Path]:
 
 
 def register(name: str, folder: Path) -> None:
-    """Let `name` stand for a generator's folder, which stays where it is."""
+    """Let `name` stand for a generator's folder, which stays where it is.
+
+    Raises:
+        CardError: the name stands for another folder.
+    """
+    before = registered().get(name)
+    if before is not None and before != folder.resolve():
+        raise CardError(f"{name} stands for {before}: unregister it first, or give another name")
     _add(_REGISTERED, name, str(folder.resolve()))
 
 
@@ -76,6 +83,18 @@ def _read(file: str) -> dict[str, str]:
     return content
 
 
+def make_home() -> None:
+    """Make the folder.
+
+    Raises:
+        CardError: it cannot be made.
+    """
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CardError(f"DIFFAUG_ZOO={home()} is no folder to write in: {error}") from error
+
+
 def _locked() -> FileLock:
-    home().mkdir(parents=True, exist_ok=True)
+    make_home()
     return FileLock(home() / ".lock")

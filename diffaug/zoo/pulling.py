@@ -13,11 +13,13 @@ from urllib.request import Request, urlopen
 
 from filelock import FileLock
 
-from diffaug.errors import DiffaugError
+from diffaug.errors import CardError, DiffaugError
 from diffaug.files import sha256_file
 from diffaug.progress import Progress
+from diffaug.zoo import bundled
 from diffaug.zoo.entries import ENTRIES, Entry, RemoteFile
-from diffaug.zoo.home import home, pin, pin_of
+from diffaug.zoo.home import home, make_home, pin, pin_of
+from diffaug.zoo.monai.importing import AS_PUBLISHED, Geometry
 
 MIRROR = "DIFFAUG_ZOO_MIRROR"
 _HUGGING_FACE = "https://huggingface.co"
@@ -29,6 +31,10 @@ _TIMEOUT = 60
 PAUSE = 1.0
 
 
+class _MissingError(DiffaugError):
+    """The server has no such file."""
+
+
 class _Stream(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
@@ -37,6 +43,7 @@ def pull(
     name: str,
     *,
     accept_unpinned: bool = False,
+    geometry: Geometry = AS_PUBLISHED,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
@@ -49,6 +56,7 @@ def pull(
         name: of the entry.
         accept_unpinned: take files whose publisher states no hash; that of what comes is recorded, and
             whatever else comes under that name later is refused.
+        geometry: of the volumes, instead of the published ones.
         say: is told the licence, before anything is downloaded, and notes on the files.
 
     Returns:
@@ -58,19 +66,33 @@ def pull(
         DiffaugError: there is no such entry; a file has no published hash, no address, another hash, or
             cannot be had.
     """
+    if name in bundled():
+        return bundled()[name]
     if name not in ENTRIES:
         raise DiffaugError(f"the zoo has no {name!r} to pull; it has {', '.join(ENTRIES)}")
     entry, folder = ENTRIES[name], home() / name
-    home().mkdir(parents=True, exist_ok=True)
+    make_home()
     with FileLock(home() / f".{name}.lock"):
         if (folder / "card.json").is_file():
+            if geometry != AS_PUBLISHED:
+                raise DiffaugError(
+                    f"{name} is in {folder} already: change grid and window in its card.json, or remove it"
+                )
             return folder
         _check(entry, accept_unpinned)
         say(f"licence of {name}: {entry.facts.licence}{_terms(entry)}")
         files = home() / ".files" / name
         for file in entry.files:
             _fetch(entry, file, files / file.path, progress or Progress())
-        made = entry.convert(files, folder)
+        try:
+            made = entry.convert(files, folder, geometry)
+        except CardError:
+            # What is no checkpoint must not wait for the next try, nor be what later files are checked by.
+            _drop_unpinned(entry, files)
+            raise
+        for file in entry.files:
+            if pin_of(_key(entry, file)) is None:
+                pin(_key(entry, file), sha256_file(files / file.path))
         for note in getattr(made, "notes", []):
             say(note)
         shutil.rmtree(files)
@@ -97,10 +119,16 @@ def _check(entry: Entry, accept_unpinned: bool) -> None:
     if not mirror and nowhere:
         raise DiffaugError(
             f"diffaug does not know an address of {', '.join(nowhere)}. Either {entry.by_hand}; or name a "
-            f"mirror, a folder or URL that has {entry.name}/{nowhere[0]}, in {MIRROR}"
+            f"mirror in {MIRROR}, a folder or URL that has {', '.join(f'{entry.name}/{p}' for p in nowhere)}"
         )
     if mirror and (scheme := urlsplit(mirror).scheme) not in ("", "http", "https"):
         raise DiffaugError(f"{MIRROR}={mirror} must be a folder or an http(s) URL, not {scheme}:")
+
+
+def _drop_unpinned(entry: Entry, files: Path) -> None:
+    for file in entry.files:
+        if file.md5 is None and pin_of(_key(entry, file)) is None:
+            (files / file.path).unlink(missing_ok=True)
 
 
 def _key(entry: Entry, file: RemoteFile) -> str:
@@ -116,9 +144,19 @@ def _fetch(entry: Entry, file: RemoteFile, target: Path, progress: Progress) -> 
     part = target.with_name(f"{target.name}.part")
     mirror = os.environ.get(MIRROR)
     if mirror and not urlsplit(mirror).scheme:
-        _copy(Path(mirror) / entry.name / file.path, part, progress)
+        source = Path(mirror) / entry.name / file.path
+        if source.exists() or file.repository is None:
+            _copy(source, part, progress)
+        else:
+            _download(_address(entry, file, None), part, progress)
     else:
-        _download(_address(entry, file, mirror), part, progress)
+        try:
+            _download(_address(entry, file, mirror), part, progress)
+        except _MissingError:
+            if not mirror or file.repository is None:
+                raise
+            _download(_address(entry, file, None), part, progress)
+    _etag_of(part).unlink(missing_ok=True)
     _verify(entry, file, part)
     os.replace(part, target)
 
@@ -126,12 +164,11 @@ def _fetch(entry: Entry, file: RemoteFile, target: Path, progress: Progress) -> 
 def _address(entry: Entry, file: RemoteFile, mirror: str | None) -> str:
     if mirror:
         return f"{mirror.rstrip('/')}/{quote(entry.name)}/{quote(file.path)}"
-    base = os.environ.get("HF_ENDPOINT", _HUGGING_FACE).rstrip("/")
-    return f"{base}/{file.repository}/resolve/main/{quote(file.at or file.path)}"
+    return f"{_hugging_face()}/{file.repository}/resolve/main/{quote(file.at or file.path)}"
 
 
 def _verify(entry: Entry, file: RemoteFile, path: Path) -> None:
-    """Check a file by its published or recorded hash, and record that of an unpinned one.
+    """Check a file by its published or recorded hash.
 
     Raises:
         DiffaugError: it has another; it is removed then.
@@ -154,8 +191,6 @@ def _verify(entry: Entry, file: RemoteFile, path: Path) -> None:
             f"{key} has SHA-256 {found}, what was accepted before has {recorded}: it was removed. If a new "
             f"version is what you want, take the old hash out of {home() / 'pins.json'}"
         )
-    if recorded is None:
-        pin(key, found)
 
 
 def _copy(source: Path, part: Path, progress: Progress) -> None:
@@ -173,11 +208,12 @@ def _download(url: str, part: Path, progress: Progress) -> None:
         if attempt:
             time.sleep(PAUSE * 2**attempt)
         have = part.stat().st_size if part.exists() else 0
-        request = Request(url, headers=_headers(url) | ({"Range": f"bytes={have}-"} if have else {}))
+        request = _request(url, part, have)
         try:
             with urlopen(request, timeout=_TIMEOUT) as answer:
                 resumed = answer.status == 206
                 have = have if resumed else 0
+                _etag_of(part).write_text(answer.headers.get("ETag") or "")
                 length = answer.headers.get("Content-Length")
                 total = have + int(length) if length else None
                 with part.open("ab" if resumed else "wb") as sink:
@@ -186,6 +222,8 @@ def _download(url: str, part: Path, progress: Progress) -> None:
             if error.code == 416 and have:
                 # Nothing lies beyond what is there.
                 return
+            if error.code == 404:
+                raise _MissingError(f"{url} answers 404 {error.reason}") from error
             if error.code < 500:
                 hint = ": set HF_TOKEN, and accept its terms on its page" if error.code in (401, 403) else ""
                 raise DiffaugError(f"{url} answers {error.code} {error.reason}{hint}") from error
@@ -203,11 +241,27 @@ def _download(url: str, part: Path, progress: Progress) -> None:
     )
 
 
-def _headers(url: str) -> dict[str, str]:
-    """The user's token, for Hugging Face alone."""
+def _request(url: str, part: Path, have: int) -> Request:
+    """For what is missing of a file, of the very version that is there; with the user's token for Hugging
+    Face alone, and not for where it redirects to."""
+    request = Request(url)
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        if etag := _etag_of(part).read_text() if _etag_of(part).exists() else "":
+            request.add_header("If-Range", etag)
     token = os.environ.get("HF_TOKEN")
-    base = os.environ.get("HF_ENDPOINT", _HUGGING_FACE)
-    return {"Authorization": f"Bearer {token}"} if token and url.startswith(base) else {}
+    if token and urlsplit(url).netloc == urlsplit(_hugging_face()).netloc:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    return request
+
+
+def _hugging_face() -> str:
+    return os.environ.get("HF_ENDPOINT", _HUGGING_FACE).rstrip("/")
+
+
+def _etag_of(part: Path) -> Path:
+    """Where the version of a download is noted."""
+    return part.with_name(f"{part.name}.etag")
 
 
 def _pour(

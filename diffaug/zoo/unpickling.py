@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from diffaug.errors import CardError
@@ -32,6 +33,16 @@ _STAND_INS = {
 }
 
 
+# Numbers of numpy, such as a loss beside the weights: their type and bytes.
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY: list[Any] = [
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
+]
+
+
 def read_checkpoint(path: Path) -> dict[Any, Any]:
     """The tensors (on the CPU) and plain values of a torch checkpoint, in the zip or the older format.
 
@@ -42,6 +53,7 @@ def read_checkpoint(path: Path) -> dict[Any, Any]:
         CardError: the file cannot be read, is no checkpoint, or holds objects of any other kind.
     """
     allowed: list[Any] = [(stand_in, name) for name, stand_in in _STAND_INS.items()]
+    allowed += _NUMPY
     try:
         file = path.open("rb")
     except OSError as error:
@@ -54,7 +66,8 @@ def read_checkpoint(path: Path) -> dict[Any, Any]:
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             raise CardError(
                 f"{path} holds {found[1]!r}, which is neither a tensor nor a plain value: it was not loaded, "
-                "since loading it could run code. A checkpoint of Medical Diffusion does not hold it"
+                "since loading it could run code. Checkpoints of the generators that diffaug imports do not "
+                "hold it"
             ) from error
         raise CardError(
             f"{path} is no checkpoint that torch can read, or is not complete ({_reason(error)})"

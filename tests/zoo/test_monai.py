@@ -155,6 +155,46 @@ def test_links_are_refused(brats: tuple[Path, Any, Any], tmp_path: Path) -> None
         import_monai_bundle(folder, tmp_path / "made", template="brats-flair-ldm")
 
 
+def test_damaged_and_boastful_zips_are_refused(
+    brats: tuple[Path, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = zipped(brats[0], tmp_path / "bundle.zip", **{"__MACOSX/bundle/models/._model.pt": "x"})
+    import_monai_bundle(file, tmp_path / "mac", template="brats-flair-ldm")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+    with pytest.raises(CardError, match="cannot be unpacked"):
+        import_monai_bundle(file, tmp_path / "made", template="brats-flair-ldm")
+    zipped(brats[0], file)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
+    with pytest.raises(CardError, match=r"unpacks to .* set TMPDIR"):
+        import_monai_bundle(file, tmp_path / "made", template="brats-flair-ldm")
+
+
+def test_schedulers_that_are_not_known_are_refused(brats: tuple[Path, Any, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(brats[0], folder)
+    file = folder / "configs" / "inference.json"
+    content = json.loads(file.read_text())
+    for name, message in (("schedule", "'linear_beta'"), ("clip_sample", "True")):
+        scheduler = {key: value for key, value in content["noise_scheduler"].items() if key != name}
+        file.write_text(json.dumps(content | {"noise_scheduler": scheduler}))
+        with pytest.raises(CardError, match=f"the scheduler's {name} is {message}"):
+            import_monai_bundle(folder, tmp_path / "made", template="brats-flair-ldm")
+
+
+def test_weights_that_are_no_numbers_are_refused(brats: tuple[Path, Any, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(brats[0], folder)
+    file = folder / "models" / "model.pt"
+    state = torch.load(file, weights_only=True)
+    state["conv_in.conv.bias"][0] = torch.nan
+    torch.save(state, file)
+    with pytest.raises(CardError, match=r"NaN or infinite numbers in conv_in\.conv\.bias"):
+        import_monai_bundle(folder, tmp_path / "made", template="brats-flair-ldm")
+
+
 @pytest.mark.parametrize(
     ("where", "value", "message"),
     [
@@ -162,6 +202,8 @@ def test_links_are_refused(brats: tuple[Path, Any, Any], tmp_path: Path) -> None
         ("latent_channels", "@nowhere", "refers to @nowhere"),
         ("latent_channels", "@latent_channels", "refers to itself"),
         ("latent_shape", ["$@latent_channels + 1", 4, 4, 4], "Expressions are Python code"),
+        ("latent_shape", ["a", "b", "c"], "not numbers: give the volumes' --shape"),
+        ("latent_shape", [["@latent_shape"]] * 9, "refers to itself"),
     ],
 )
 def test_what_a_configuration_would_run_is_not_run(
@@ -346,7 +388,7 @@ def test_a_denoiser_without_its_scale_is_refused(tmp_path: Path) -> None:
     write_maisi(tmp_path / "files", flow=True)
     file = tmp_path / "files" / "denoiser.pt"
     content = torch.load(file, weights_only=True)
-    for wrong in ({}, {"scale_factor": 0.0}, {"scale_factor": "1"}):
+    for wrong in ({}, {"scale_factor": 0.0}, {"scale_factor": "1"}, {"scale_factor": np.float64(0)}):
         torch.save({"unet_state_dict": content["unet_state_dict"], **wrong}, file)
         with pytest.raises(CardError, match="scale_factor"):
             import_maisi(
@@ -395,6 +437,18 @@ def test_windows_decode_within_what_overlap_smooths(tmp_path: Path) -> None:
     assert parts.model.networks.autoencoder_bytes < whole.model.networks.autoencoder_bytes
 
 
+def test_a_window_larger_than_the_latent_is_all_of_it(tmp_path: Path) -> None:
+    generator, _ = maisi(tmp_path, flow=True, window=(64, 4, 64))
+    assert generator.sample(1, steps=1).image.shape == (1, 1, *SHAPE)
+
+
+def test_attention_never_holds_all_pairs(tmp_path: Path) -> None:
+    generator, _ = maisi(tmp_path, flow=True)
+    blocks = [m for m in generator.model.denoiser.modules() if type(m).__name__ == "SABlock"]
+    assert blocks
+    assert all(block.use_flash_attention for block in blocks)
+
+
 def test_too_little_memory_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import psutil
 
@@ -402,10 +456,10 @@ def test_too_little_memory_is_said_before_the_work(tmp_path: Path, monkeypatch: 
     memory = psutil.virtual_memory()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=1000))
     latent = CaseNoise([1]).draw(generator.model.image_latent)
-    with pytest.raises(
-        DiffaugError, match=r"takes about .* GiB, of which cpu has 0.0 free: import .* --window"
-    ):
-        generator.decode(latent)
+    monkeypatch.setattr(generator.model.denoiser, "forward", None)
+    for work in (lambda: generator.decode(latent), lambda: generator.sample(1)):
+        with pytest.raises(DiffaugError, match=r"about .* GiB, of which cpu has 0.0 free: give .*window"):
+            work()
 
 
 # -- cards and commands ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,9 +17,11 @@ import diffaug
 from diffaug.cli import app
 from diffaug.errors import CardError, DiffaugError
 from diffaug.zoo import pulling
+from diffaug.zoo.catalogue import catalogue
 from diffaug.zoo.entries import ENTRIES, Entry, RemoteFile
 from diffaug.zoo.home import home
 from diffaug.zoo.monai import import_monai_bundle
+from diffaug.zoo.monai.importing import Geometry
 from diffaug.zoo.pulling import pull
 
 from .monai_upstream import write_brats
@@ -96,7 +99,9 @@ def small(mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Entr
         tuple(RemoteFile(path, md5=md5) for path, md5 in zip(FILES, hashes, strict=True)),
         "ask",
         ENTRIES["brats-flair-ldm"].facts,
-        lambda files, output: import_monai_bundle(files, output, template="brats-flair-ldm", name=NAME),
+        lambda files, output, geometry: import_monai_bundle(
+            files, output, template="brats-flair-ldm", geometry=geometry, name=NAME
+        ),
     )
     monkeypatch.setitem(ENTRIES, NAME, entry)
     monkeypatch.setenv("DIFFAUG_ZOO", str(tmp_path / "zoo"))
@@ -197,6 +202,58 @@ def test_files_without_a_hash_are_accepted_once_and_checked_ever_after(
     assert pull(NAME) == folder
 
 
+def test_what_is_no_checkpoint_is_neither_kept_nor_what_later_files_are_checked_by(
+    mirror: Path, small: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpin(small, monkeypatch)
+    bad = tmp_path / "bad" / NAME
+    shutil.copytree(mirror / NAME, bad)
+    (bad / FILES[2]).write_text("<html>please log in</html>")
+    monkeypatch.setenv("DIFFAUG_ZOO_MIRROR", str(bad.parent))
+    with pytest.raises(CardError, match="no checkpoint that torch can read"):
+        pull(NAME, accept_unpinned=True)
+    assert not (home() / "pins.json").exists()
+    monkeypatch.setenv("DIFFAUG_ZOO_MIRROR", str(mirror))
+    pull(NAME, accept_unpinned=True)
+    diffaug.load(NAME)
+
+
+def test_a_mirror_need_not_have_what_hugging_face_has(
+    server: Server, small: Entry, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(mirror / NAME, tmp_path / "hub" / "owner" / "repository" / "resolve" / "main")
+    half = tmp_path / "half"
+    (half / NAME / "configs").mkdir(parents=True)
+    shutil.copy(mirror / NAME / FILES[0], half / NAME / FILES[0])
+    files = (small.files[0], *(RemoteFile(f.path, "owner/repository", f.md5) for f in small.files[1:]))
+    monkeypatch.setitem(ENTRIES, NAME, Entry(NAME, files, "", small.facts, small.convert))
+    server.root = tmp_path / "hub"
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("DIFFAUG_ZOO_MIRROR", str(half))
+    pull(NAME)
+    assert all(path.startswith("/owner/repository/") for path, _ in server.asked)
+
+
+def test_another_grid_is_chosen_when_it_is_pulled(server: Server) -> None:
+    pull(NAME, geometry=Geometry(shape=(32, 16, 16), spacing=(2.0, 2.0, 2.0)))
+    assert diffaug.load(NAME).grid.shape == (32, 16, 16)
+    with pytest.raises(DiffaugError, match=r"change grid and window in its card\.json"):
+        pull(NAME, geometry=Geometry(shape=(16, 16, 16)))
+
+
+def test_a_damaged_zoo_keeps_no_bundled_generator_from_loading(tmp_path: Path) -> None:
+    home().mkdir()
+    (home() / "registered.json").write_text("[")
+    assert diffaug.load("hippocampus-mr").name == "hippocampus-mr"
+    (home() / "registered.json").unlink()
+    (home() / "broken").mkdir()
+    (home() / "broken" / "card.json").write_text("{}")
+    with pytest.warns(UserWarning, match="broken is left out"):
+        found = [each.name for each in catalogue()]
+    assert "hippocampus-mr" in found
+    assert "broken" not in found
+
+
 def test_without_an_address_it_is_said_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DIFFAUG_ZOO_MIRROR", raising=False)
     with pytest.raises(DiffaugError, match=r"monai.bundle download brats_mri_generative_diffusion"):
@@ -209,7 +266,7 @@ def test_without_an_address_it_is_said_what_to_do(monkeypatch: pytest.MonkeyPatc
 
 
 def test_hugging_face_is_asked_by_repository_and_with_the_users_token(
-    server: Server, small: Entry, mirror: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, small: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DIFFAUG_ZOO_MIRROR")
     monkeypatch.setenv("HF_ENDPOINT", server.url)
@@ -220,8 +277,12 @@ def test_hugging_face_is_asked_by_repository_and_with_the_users_token(
         DiffaugError, match=r"/owner/repository/resolve/main/configs/inference.json answers 404"
     ):
         pull(NAME)
-    assert pulling._headers(f"{server.url}/x") == {"Authorization": "Bearer secret"}
-    assert pulling._headers("http://elsewhere/x") == {}
+    part = tmp_path / "none.part"
+    for url, told in ((server.url, True), ("http://elsewhere", False), (f"{server.url}.evil.org", False)):
+        request = pulling._request(f"{url}/x", part, 0)
+        # Not among the headers that a redirect passes on.
+        assert request.headers == {}
+        assert ("Authorization" in request.unredirected_hdrs) == told
 
 
 def test_the_list_and_its_entries(tiny_generator_folder: Path, mirror: Path, tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ class Choices(BaseModel):
     channels: list[str] | None = None
     extent: Literal["object", "patch"] | None = None
     licence: str | None = None
+    commercial_use: bool | None = Field(default=None, description="whether the licence allows it")
+    redistribution: bool | None = Field(default=None, description="whether the licence allows it")
     citation: list[str] | None = None
     dataset: str | None = Field(default=None, description="what the networks were trained on")
 
@@ -90,6 +92,8 @@ def difftumor(steps: int) -> Choices:
         channels=["CT"],
         extent="patch",
         licence="CC-BY-NC-ND: DiffTumor's terms, for its networks and what they make",
+        commercial_use=False,
+        redistribution=False,
         citation=[DIFFTUMOR, CITATION],
         dataset="DiffTumor",
     )

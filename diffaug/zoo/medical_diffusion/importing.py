@@ -213,6 +213,8 @@ def _card(
             denoiser_steps=unet.steps,
         ),
         licence=settled.licence or "unknown (ask who trained the networks)",
+        commercial_use=settled.commercial_use,
+        redistribution=settled.redistribution,
         citation=settled.citation or [CITATION],
         files={},
         versions={"diffaug": __version__, "torch": torch.__version__},

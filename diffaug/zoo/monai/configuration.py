@@ -21,6 +21,8 @@ _REFERENCE = re.compile(r"@[A-Za-z_][\w]*(?:::\w+|#\w+)*")
 _KNOWN = re.compile(r"\$(@[\w:#]+)|\$\(?(-?\d+(?:\.\d+)?(?:e-?\d+)?)\)?")
 # References that lead in a circle.
 _DEEPEST = 50
+# Values that are looked at; a bundle's configuration has some hundred.
+_MOST_VALUES = 100_000
 # What changes neither parameters nor results, or what is computed here in another way.
 _IGNORED = {
     "spatial_dims",
@@ -40,7 +42,7 @@ _MAISI_AUTOENCODER = {
     "with_decoder_nonlocal_attn": False,
     "include_fc": False,
 }
-_SCHEDULERS = {"DDIMScheduler", "DDPMScheduler", "PNDMScheduler"}
+_SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "RFlowScheduler")
 
 
 class Configuration:
@@ -50,11 +52,12 @@ class Configuration:
         self.path = path
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CardError(f"cannot read {path}: {error}") from error
         if not isinstance(content, dict):
             raise CardError(f"{path} holds a {type(content).__name__}, not the definitions of a bundle")
         self._content: dict[str, Any] = content
+        self._budget = _MOST_VALUES
 
     def network(self, *classes: str) -> dict[str, Any] | None:
         """The arguments of the one definition of a class, with the class's name as `kind`; None for none."""
@@ -89,8 +92,9 @@ class Configuration:
         Raises:
             CardError: it needs an expression that is not understood, or leads in a circle.
         """
-        if depth > _DEEPEST:
-            raise CardError(f"{self.path}: {where} refers to itself")
+        self._budget -= 1
+        if depth > _DEEPEST or self._budget < 0:
+            raise CardError(f"{self.path}: {where} refers to itself, or to too much")
         if isinstance(value, dict):
             return {key: self.value(item, f"{where}.{key}", depth + 1) for key, item in value.items()}
         if isinstance(value, list):
@@ -153,25 +157,28 @@ class Configuration:
 
     def process(self) -> DiscreteProcess | FlowProcess | None:
         """The diffusion process of the scheduler."""
-        found = self.network("RFlowScheduler", *_SCHEDULERS)
+        found = self.network(*_SCHEDULERS)
         if found is None:
             return None
         steps = found.get("num_train_timesteps", 1000)
         if found["kind"] == "RFlowScheduler":
-            return self._sizes(FlowProcess, {"steps": steps})
-        given = {
-            "schedule": ("scaled_linear_beta", "scaled_linear"),
-            "prediction_type": ("epsilon",),
-            "clip_sample": (False,),
+            shifts = found.get("use_timestep_transform", False)
+            return self._sizes(FlowProcess, {"steps": steps, "shifts": shifts})
+        # Each with MONAI's own default, and what diffaug knows.
+        given: dict[str, tuple[Any, tuple[Any, ...]]] = {
+            "schedule": ("linear_beta", ("scaled_linear_beta", "scaled_linear")),
+            "prediction_type": ("epsilon", ("epsilon",)),
         }
-        for name, allowed in given.items():
-            value = found.get(name, allowed[0] if name != "clip_sample" else True)
-            if value not in allowed:
+        if found["kind"] != "PNDMScheduler":
+            given["clip_sample"] = (True, (False,))
+        for name, (default, allowed) in given.items():
+            if (value := found.get(name, default)) not in allowed:
                 raise CardError(
                     f"{self.path}: the scheduler's {name} is {value!r}; diffaug knows {allowed[0]!r} alone"
                 )
-        own = {name: value for name, value in found.items() if name in ("beta_start", "beta_end")}
-        return self._sizes(DiscreteProcess, own | {"steps": steps})
+        betas = {"beta_start": 1e-4, "beta_end": 2e-2}
+        own = {name: found.get(name, default) for name, default in betas.items()}
+        return self._sizes(DiscreteProcess, {"steps": steps, **own})
 
     def _sizes(self, kind: Any, found: Mapping[str, Any]) -> Any:
         try:

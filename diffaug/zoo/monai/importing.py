@@ -17,6 +17,7 @@ from diffaug.generators.monai_networks import AutoencoderKLSizes, ControlNetSize
 from diffaug.generators.networks import VERBS, DiscreteProcess, FlowProcess, LatentDiffusionNetworks
 from diffaug.version import __version__
 from diffaug.zoo.folders import check_new, new_folder
+from diffaug.zoo.medical_diffusion.choices import problems
 from diffaug.zoo.monai.bundle import find, opened
 from diffaug.zoo.monai.configuration import Configuration
 from diffaug.zoo.monai.states import load_state, read_state, scale_factor
@@ -50,12 +51,15 @@ class Geometry:
     window: tuple[int, int, int] | None = None
 
 
+AS_PUBLISHED = Geometry()
+
+
 def import_monai_bundle(
     bundle: Path | str,
     output: Path | str,
     *,
     template: str | None = None,
-    geometry: Geometry = Geometry(),
+    geometry: Geometry = AS_PUBLISHED,
     name: str | None = None,
 ) -> Imported:
     """Write a generator folder with the networks of a MONAI bundle of a latent diffusion model.
@@ -87,7 +91,7 @@ def import_monai_bundle(
         configuration = None if found is None else Configuration(found)
         known = [each for each in TEMPLATES.values() if each.name not in MAISI]
         chosen = _template(template, known, configuration, Path(bundle))
-        if configuration is not None:
+        if configuration is not None and geometry.shape is None:
             shape = configuration.entry("latent_shape", "noise_shape")
             geometry = _with_latent_shape(geometry, shape, chosen, configuration)
         parts = _Parts(chosen, configuration)
@@ -103,7 +107,7 @@ def import_maisi(
     control: Path | str | None = None,
     label_dict: Path | str | None = None,
     config: Path | str | None = None,
-    geometry: Geometry = Geometry(),
+    geometry: Geometry = AS_PUBLISHED,
     name: str | None = None,
 ) -> Imported:
     """Write a generator folder with the networks of MAISI or NV-Generate.
@@ -153,11 +157,15 @@ def read_label_dict(path: Path) -> dict[int, str]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        labels = {int(number): str(name) for name, number in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise CardError(f"{path} is no label_dict.json, which holds names and ids: {error}") from error
-    if wrong := sorted(number for number in labels if not 0 <= number < 256):
+    except (OSError, ValueError, RecursionError) as error:
+        raise CardError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict) or not all(type(number) is int for number in content.values()):
+        raise CardError(f"{path} is no label_dict.json, which holds names and their ids")
+    labels = {number: str(name) for name, number in content.items() if number != 0}
+    if wrong := sorted(number for number in labels if not 0 < number < 256):
         raise CardError(f"{path} holds the ids {wrong[:5]}; they must lie between 0 and 255")
+    if len(labels) < sum(number != 0 for number in content.values()):
+        raise CardError(f"{path} gives one id two names")
     return {0: "background", BODY: "body"} | labels
 
 
@@ -186,10 +194,14 @@ def _with_latent_shape(
     geometry: Geometry, shape: Any, template: Template, configuration: Configuration
 ) -> Geometry:
     """The volumes' shape from that of the latents, where nothing else is said."""
-    if geometry.shape is not None or not isinstance(shape, list) or len(shape) < 3:
+    if shape is None:
         return geometry
+    if not isinstance(shape, list) or len(shape) < 3 or not all(isinstance(n, int) for n in shape):
+        raise CardError(
+            f"{configuration.path}: the latent's shape is {shape!r}, not numbers: give the volumes' --shape"
+        )
     factor = (configuration.autoencoder() or template.autoencoder).factor
-    i, j, k = (int(n) * factor for n in shape[-3:])
+    i, j, k = (n * factor for n in shape[-3:])
     return Geometry((i, j, k), geometry.spacing, geometry.window)
 
 
@@ -225,13 +237,7 @@ class _Parts:
         states["denoiser"] = (read_state(denoiser), denoiser)
         if control is not None:
             states["control"] = (read_state(control), control)
-        stated = scale_factor(states["denoiser"][0][1], denoiser)
-        factor = stated or template.scale_factor
-        if factor is None:
-            raise CardError(
-                f"{denoiser} holds no scale_factor, without which its latents are of no use: give the file "
-                "as it was published"
-            )
+        factor = scale_factor(states["denoiser"][0][1], denoiser) or template.scale_factor
         spacing = geometry.spacing or template.spacing
         try:
             networks = LatentDiffusionNetworks(
@@ -241,7 +247,7 @@ class _Parts:
                 process=self.process,
                 shape=geometry.shape or template.shape,
                 spacing=spacing,
-                scale_factor=factor,
+                scale_factor=factor or 1.0,
                 conditions=template.conditions,
                 label_ids=tuple(labels),
                 window=geometry.window,
@@ -249,14 +255,18 @@ class _Parts:
             files = [autoencoder.name, denoiser.name, *([control.name] if control else [])]
             card = self._card(networks, spacing, labels, files, name or output.resolve().name)
         except ValidationError as error:
-            problems = "; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())
-            raise CardError(f"these files make no generator: {problems}") from error
+            raise CardError(f"these files make no generator: {problems(error)}") from error
         # Networks draw initial weights before they get theirs: the caller's random state must not notice.
         with torch.random.fork_rng(devices=[]):
             model = LatentDiffusion(networks)
         notes = []
         for part, ((state, _), path) in states.items():
             notes += load_state(getattr(model, part), state, path)
+        if factor is None:
+            raise CardError(
+                f"{denoiser} holds no scale_factor, without which its latents are of no use: give the file "
+                "as it was published"
+            )
         generator = Generator(card, model)
         with new_folder(output) as folder:
             generator.save(folder)
@@ -275,7 +285,8 @@ class _Parts:
         sampler = template.sampler if template.sampler in networks.samplers else networks.samplers[0]
         # MONAI spends more steps at high noise the larger the latent is.
         i, j, k = networks.latent_shape
-        shift = (i * j * k / 32**3) ** (1 / 3) if isinstance(networks.process, FlowProcess) else 1.0
+        shifts = isinstance(networks.process, FlowProcess) and networks.process.shifts
+        shift = (i * j * k / 32**3) ** (1 / 3) if shifts else 1.0
         return Card(
             name=name,
             description=f"{template.makes}: latent diffusion with MONAI's networks, imported from "

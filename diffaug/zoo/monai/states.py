@@ -23,6 +23,9 @@ def read_state(path: Path) -> tuple[State, dict[str, Any]]:
     Raises:
         CardError: the file holds no weights.
     """
+    # MONAI says by itself which of its own classes, such as MetaTensor, may be read.
+    import monai.data  # noqa: F401
+
     content = read_checkpoint(path)
     beside: dict[str, Any] = {}
     for wrapper in _WRAPPERS:
@@ -69,6 +72,9 @@ def load_state(network: nn.Module, state: State, path: Path) -> list[str]:
             f"{path} does not fit the {type(network).__name__} of {sum(p.numel() for p in own.values()):,} "
             f"numbers that it should: {problem}"
         )
+    broken = [key for key, tensor in renamed.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise CardError(f"{path} holds NaN or infinite numbers in {', '.join(broken[:3])}: get it again")
     network.load_state_dict({key: tensor.to(own[key].dtype) for key, tensor in renamed.items()})
     notes = []
     if unused:

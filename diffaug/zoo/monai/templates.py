@@ -57,9 +57,13 @@ class Template(BaseModel):
     dataset: str
 
 
+# MR is not clipped above: up to twice the percentile (network units are -1 at 0, 1 at the percentile).
+_CLIP = 3.0
+
+
 def _percentiles(high: float) -> IntensityConvention:
     """From 0 to a percentile of 99.5 become the networks' 0 and 1."""
-    return IntensityConvention(kind="percentile", low=0.0, high=99.5, clip=1.0, typical=[(0.0, high)])
+    return IntensityConvention(kind="percentile", low=0.0, high=99.5, clip=_CLIP, typical=[(0.0, high)])
 
 
 _HOUNSFIELD = IntensityConvention(
@@ -100,9 +104,12 @@ _MODALITIES = {
 
 
 def _modality(default: str) -> dict[str, Parameter]:
+    """The modalities that go with one, by which the intensities are scaled."""
+    kind = default[:2]
+    choices = {name: code for name, code in _MODALITIES.items() if name[:2] in (kind, "un")}
     return {
         "modality": Parameter(
-            description="modality and sequence of the image", default=default, choices=_MODALITIES
+            description="modality and sequence of the image", default=default, choices=choices
         )
     }
 
