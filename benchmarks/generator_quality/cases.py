@@ -84,9 +84,9 @@ def read_cases(data: Path, subsets: Sequence[str]) -> Cases:
         placement = place(GRID, loaded.image.shape[1:], loaded.affine)
         if not placement.same_spacing:
             raise SystemExit(f"{case.name}: the benchmark compares voxels and needs scans of 1 mm spacing")
-        one_hot = torch.from_numpy(np.stack([loaded.label[0] == label for label in (0, *LABELS)]))
+        label = torch.from_numpy(np.where(np.isin(loaded.label, LABELS), loaded.label, 0))
         names.append(case.name)
         patients.append(case.patient)
         images.append(placement.to_grid(torch.from_numpy(loaded.image)[None])[0])
-        labels.append(placement.label_to_grid(one_hot[None]).argmax(1).short())
+        labels.append(placement.label_to_grid(label[None])[0].short())
     return Cases(tuple(names), tuple(patients), torch.stack(images), torch.stack(labels))

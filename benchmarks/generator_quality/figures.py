@@ -49,7 +49,7 @@ def latent(bench: Bench) -> list[Cell]:
 
     def measure() -> dict[str, Any]:
         model = bench.generator.model
-        label = model.encode_label(torch.zeros(1, bench.generator.card.networks.classes, *GRID.shape))
+        label = model.encode_label(torch.zeros(1, 1, *GRID.shape))
         numbers = int(np.prod(model.image_latent)) + label.numel()
         return {"latent_numbers": numbers, "voxels": int(np.prod(GRID.shape))}
 
@@ -74,8 +74,8 @@ def reconstruction(bench: Bench) -> list[Cell]:
             "dice_reconstruction": segmenter_dice(bench.judge, decoded, cases.labels),
         }
         if generator.knows_labels:
-            one_hot = generator.vocabulary.one_hot(cases.labels)
-            codes = [generator.model.encode_label(case) for case in one_hot.split(1)]
+            places = generator.vocabulary.indices(cases.labels)
+            codes = [generator.model.encode_label(case) for case in places.split(1)]
             scores = torch.cat([generator.model.decode_label(code) for code in codes])
             rebuilt = generator.vocabulary.from_scores(scores)
             found["dice_label_round_trip"] = dice(rebuilt, cases.labels, LABELS).tolist()

@@ -166,7 +166,7 @@ def test_verbs_have_a_panel_of_their_own() -> None:
     panel = next(n for n, line in enumerate(lines) if "Verbs on single files" in line)
     names = [line.split()[1] for line in lines if re.match(r"[│|] +[a-z]", line)]
     first = [line.split()[1] for line in lines[:panel] if re.match(r"[│|] +[a-z]", line)]
-    groups = {"bank", "nnunet", "import", "export"}
+    groups = {"bank", "nnunet", "zoo", "import", "export"}
     assert set(first) == {"fit", "build", "audit", "splits", "pretrain", "benchmark"} | groups
     assert names[len(first) :] == [command.__name__ for command in COMMANDS]
 
