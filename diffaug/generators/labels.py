@@ -89,10 +89,6 @@ class Vocabulary:
                 indices[values == value] = place
         return torch.from_numpy(indices).to(label.device)
 
-    def one_hot(self, label: Tensor, mapping: Mapping[int, int] | None = None) -> Tensor:
-        """Label map `(B, 1, I, J, K)` of integer ids to one-hot float32 `(B, L, I, J, K)`; see `indices`."""
-        return spread(self.indices(label, mapping), len(self))
-
     def from_scores(self, scores: Tensor) -> Tensor:
         """Logits or shares `(B, L, I, J, K)` to the label map `(B, 1, I, J, K)`, int16."""
         ids = torch.tensor(self.ids, dtype=torch.int16, device=scores.device)

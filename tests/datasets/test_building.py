@@ -33,6 +33,7 @@ from diffaug.errors import DatasetError, DiffaugError, LabelError, VerbError
 from diffaug.generators.generator import Generator, Sample
 from diffaug.generators.grid import Grid, place
 from diffaug.generators.intensity import fit_intensity_map
+from diffaug.generators.labels import CompleteMapping
 from diffaug.generators.seeds import case_seed
 from tests.conftest import make_tiny_generator
 
@@ -338,6 +339,11 @@ def test_source_labels_are_mapped_to_the_generators(
     assert old is not None
     np.testing.assert_array_equal(new, np.array([0, 2, 1])[old])
 
+    with pytest.raises(LabelError, match=r"a\.nii\.gz.*holds \[2\], which the table of labels does not name"):
+        build_dataset(
+            tiny_generator, tmp_path / "Dataset902_Part", label_mapping=CompleteMapping({1: 2}), **arguments
+        )
+    assert not (tmp_path / "Dataset902_Part").exists()
     other = make_tiny_generator(labels={0: "background", 1: "head", 5: "body"})
     with pytest.raises(LabelError, match=r"a\.nii\.gz.*\[2\].*5: body"):
         build_dataset(other, tmp_path / "Dataset902_Other", **arguments)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffaug.errors import LabelError
-from diffaug.generators.labels import Vocabulary
+from diffaug.generators.labels import CompleteMapping, Vocabulary, spread
 
 NAMES = {7: "tail", 0: "background", 3: "head"}
 
@@ -31,10 +31,10 @@ def test_background_comes_first_whatever_the_order_of_the_names() -> None:
         torch.bfloat16,
     ],
 )
-def test_one_hot_and_back(dtype: torch.dtype) -> None:
+def test_to_shares_and_back(dtype: torch.dtype) -> None:
     vocabulary = Vocabulary(NAMES)
     label = label_map(0, 7, 3, 0, 7, dtype=dtype)
-    one_hot = vocabulary.one_hot(label)
+    one_hot = spread(vocabulary.indices(label), len(vocabulary))
     assert one_hot.dtype == torch.float32
     assert one_hot[0, :, :, 0, 0].tolist() == [[1, 0, 0, 1, 0], [0, 0, 1, 0, 0], [0, 1, 0, 0, 1]]
     back = vocabulary.from_scores(one_hot)
@@ -61,9 +61,16 @@ def test_mapping_may_swap_two_ids() -> None:
     assert Vocabulary(NAMES).indices(label_map(3, 7, 0), {3: 7, 7: 3}).flatten().tolist() == [2, 1, 0]
 
 
+def test_a_complete_mapping_names_all_there_is() -> None:
+    vocabulary, mapping = Vocabulary(NAMES), CompleteMapping({3: 7, 4: 0})
+    assert vocabulary.indices(label_map(0, 3, 4), mapping).flatten().tolist() == [0, 2, 0]
+    with pytest.raises(LabelError, match=r"holds \[7\], which the table of labels does not name"):
+        vocabulary.indices(label_map(0, 3, 7), mapping)
+
+
 def test_unknown_ids_are_refused_with_both_vocabularies_and_the_way_out() -> None:
     with pytest.raises(LabelError) as caught:
-        Vocabulary(NAMES).one_hot(label_map(0, 1, 3, 4))
+        Vocabulary(NAMES).indices(label_map(0, 1, 3, 4))
     message = str(caught.value)
     assert "[1, 4] are not in" in message
     assert "0: background, 3: head, 7: tail" in message
@@ -73,18 +80,18 @@ def test_unknown_ids_are_refused_with_both_vocabularies_and_the_way_out() -> Non
 
 def test_negative_ids_are_refused() -> None:
     with pytest.raises(LabelError, match=r"\[-1\]"):
-        Vocabulary(NAMES).one_hot(label_map(-1, 0))
+        Vocabulary(NAMES).indices(label_map(-1, 0))
 
 
 def test_a_mapping_to_an_unknown_id_is_refused_even_if_unused() -> None:
     with pytest.raises(LabelError, match=r"label_mapping leads to \[5\].*7: tail"):
-        Vocabulary(NAMES).one_hot(label_map(0, 3), {9: 5})
+        Vocabulary(NAMES).indices(label_map(0, 3), {9: 5})
 
 
 @pytest.mark.parametrize("value", [1.5, float("nan"), float("inf")])
 def test_label_maps_of_fractions_are_refused(value: float) -> None:
     with pytest.raises(LabelError, match="not integers"):
-        Vocabulary(NAMES).one_hot(label_map(0, value, dtype=torch.float32))
+        Vocabulary(NAMES).indices(label_map(0, value, dtype=torch.float32))
 
 
 def test_from_scores_takes_the_largest() -> None:
