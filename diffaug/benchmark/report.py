@@ -303,6 +303,8 @@ def draw_arms(figure: "Figure", summary: Summary) -> None:
     comparator = summary.benchmark.comparator
     right.set(xlabel="Dice", title=f"beyond {summary.benchmark.arms[comparator].title or comparator}")
     for axes in (left, right):
+        # Of numbers such as -0.125 no more fit beside each other.
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(axis="x", color="0.9")
         axes.set_axisbelow(True)
 
