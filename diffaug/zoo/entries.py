@@ -25,13 +25,11 @@ class RemoteFile:
         repository: on Hugging Face, in which it has the same path; None where its publisher's address is not
             known here.
         md5: that its publisher states, or None.
-        at: its path in the repository, where that is another.
     """
 
     path: str
     repository: str | None = None
     md5: str | None = None
-    at: str = ""
 
 
 class Facts(NamedTuple):

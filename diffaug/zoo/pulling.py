@@ -164,7 +164,7 @@ def _fetch(entry: Entry, file: RemoteFile, target: Path, progress: Progress) -> 
 def _address(entry: Entry, file: RemoteFile, mirror: str | None) -> str:
     if mirror:
         return f"{mirror.rstrip('/')}/{quote(entry.name)}/{quote(file.path)}"
-    return f"{_hugging_face()}/{file.repository}/resolve/main/{quote(file.at or file.path)}"
+    return f"{_hugging_face()}/{file.repository}/resolve/main/{quote(file.path)}"
 
 
 def _verify(entry: Entry, file: RemoteFile, path: Path) -> None:

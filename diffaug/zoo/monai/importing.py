@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from diffaug.errors import CardError, DiffaugError
 from diffaug.generators.card import Card, CardGrid, Defaults, Training
 from diffaug.generators.generator import Generator
-from diffaug.generators.intensity import IntensityConvention
 from diffaug.generators.latent_diffusion import LatentDiffusion
 from diffaug.generators.monai_networks import AutoencoderKLSizes, ControlNetSizes, DiffusionUNetSizes
 from diffaug.generators.networks import VERBS, DiscreteProcess, FlowProcess, LatentDiffusionNetworks
@@ -281,7 +280,6 @@ class _Parts:
         name: str,
     ) -> Card:
         template = self.template
-        intensity: IntensityConvention = template.intensity
         sampler = template.sampler if template.sampler in networks.samplers else networks.samplers[0]
         # MONAI spends more steps at high noise the larger the latent is.
         i, j, k = networks.latent_shape
@@ -299,15 +297,13 @@ class _Parts:
             ),
             extent="object",
             channels=[template.channel],
-            intensity=intensity,
+            intensity=template.intensity,
             labels=labels,
             verbs=[verb for verb in VERBS if verb in networks.verbs],
             defaults=Defaults(
                 sampler=sampler,
                 steps=min(template.steps, networks.process.steps),
                 shift=shift,
-                guidance=template.guidance,
-                sample_guidance=template.guidance,
             ),
             training=Training(
                 dataset=template.dataset,

@@ -49,7 +49,6 @@ class Template(BaseModel):
     channel: str
     sampler: str
     steps: int
-    guidance: float = 1.0
     licence: str
     commercial_use: bool | None
     redistribution: bool | None
