@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from diffaug.generators.autoencoder import AutoencoderConfig
 from diffaug.generators.denoiser import DenoiserConfig
 from diffaug.generators.factorised_unet import UNetConfig
-from diffaug.generators.monai_networks import AutoencoderKLSizes, ControlNetSizes, DiffusionUNetSizes
+from diffaug.generators.latent_diffusion.sizes import AutoencoderKLSizes, ControlNetSizes, DiffusionUNetSizes
 from diffaug.generators.processes import MONAI_EULER
 from diffaug.generators.vqgan import VQGANConfig
 

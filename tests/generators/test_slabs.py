@@ -7,7 +7,7 @@ import torch
 from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 from monai.networks.nets import AutoencoderKL
 
-from diffaug.generators import slabs
+from diffaug.generators.latent_diffusion import slabs
 
 SIZES: dict[str, Any] = {
     "spatial_dims": 3,

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from diffaug.errors import CardError
-from diffaug.generators.monai_networks import AutoencoderKLSizes, ControlNetSizes, DiffusionUNetSizes
+from diffaug.generators.latent_diffusion.sizes import AutoencoderKLSizes, ControlNetSizes, DiffusionUNetSizes
 from diffaug.generators.networks import DiscreteProcess, FlowProcess
 
 _REFERENCE = re.compile(r"@[A-Za-z_][\w]*(?:::\w+|#\w+)*")

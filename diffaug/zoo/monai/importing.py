@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from diffaug.errors import CardError, DiffaugError
 from diffaug.generators.card import Card, CardGrid, Defaults, Training
 from diffaug.generators.generator import Generator
-from diffaug.generators.latent_diffusion import LatentDiffusion
-from diffaug.generators.monai_networks import AutoencoderKLSizes, ControlNetSizes, DiffusionUNetSizes
+from diffaug.generators.latent_diffusion.model import LatentDiffusion
+from diffaug.generators.latent_diffusion.sizes import AutoencoderKLSizes, ControlNetSizes, DiffusionUNetSizes
 from diffaug.generators.networks import VERBS, DiscreteProcess, FlowProcess, LatentDiffusionNetworks
 from diffaug.version import __version__
 from diffaug.zoo.folders import check_new, new_folder

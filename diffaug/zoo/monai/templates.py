@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffaug.generators.card import Parameter
 from diffaug.generators.intensity import IntensityConvention
-from diffaug.generators.monai_networks import AutoencoderKLSizes, ControlNetSizes, DiffusionUNetSizes
+from diffaug.generators.latent_diffusion.sizes import AutoencoderKLSizes, ControlNetSizes, DiffusionUNetSizes
 from diffaug.generators.networks import DiscreteProcess, FlowProcess
 
 ROMBACH = (

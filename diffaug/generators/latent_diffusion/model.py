@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from diffaug.generators import slabs
 from diffaug.generators.diffusion import ScaledLinearSchedule
 from diffaug.generators.hardware import exact_float32
-from diffaug.generators.memory import require_memory
+from diffaug.generators.latent_diffusion import slabs
+from diffaug.generators.latent_diffusion.memory import require_memory
 from diffaug.generators.model import Model, Sampling, latent_mask
 from diffaug.generators.networks import FlowProcess, LatentDiffusionNetworks
 from diffaug.generators.processes import DiscreteDiffusion, Process, RectifiedFlow

@@ -1,0 +1,1 @@
+"""Latent diffusion with MONAI's networks: their sizes, the model, and autoencoders in slabs."""
