@@ -38,11 +38,11 @@ def make_tiny_generator(seed: int = 0, channels: int = 1, labels: dict[int, str]
     """A generator with random weights on a (16, 24, 16) grid at 1.5 mm: milliseconds a verb, every verb."""
     import torch
 
-    from diffaug.generators.autoencoder import AutoencoderConfig
     from diffaug.generators.card import Card, CardGrid, Training
-    from diffaug.generators.denoiser import DenoiserConfig
     from diffaug.generators.intensity import IntensityConvention
-    from diffaug.generators.joint_flow import JointFlow
+    from diffaug.generators.joint_flow.autoencoder import AutoencoderConfig
+    from diffaug.generators.joint_flow.denoiser import DenoiserConfig
+    from diffaug.generators.joint_flow.model import JointFlow
     from diffaug.generators.networks import VERBS, JointFlowNetworks
 
     labels = {0: "background", 1: "head", 2: "body"} if labels is None else labels
@@ -107,11 +107,11 @@ def medical_generator() -> Callable[..., Generator]:
     """A maker of Medical Diffusion generators with random weights on a (14, 20, 12) grid at 2 mm, without
     labels; arguments change the networks."""
     from diffaug.generators.card import Card, CardGrid, Defaults, Training
-    from diffaug.generators.factorised_unet import UNetConfig
     from diffaug.generators.intensity import IntensityConvention
-    from diffaug.generators.medical_diffusion import MedicalDiffusion
+    from diffaug.generators.medical_diffusion.factorised_unet import UNetConfig
+    from diffaug.generators.medical_diffusion.model import MedicalDiffusion
+    from diffaug.generators.medical_diffusion.vqgan import VQGANConfig
     from diffaug.generators.networks import VERBS, MedicalDiffusionNetworks
-    from diffaug.generators.vqgan import VQGANConfig
 
     def make(masked: bool = False, **changes: object) -> Generator:
         networks = MedicalDiffusionNetworks(

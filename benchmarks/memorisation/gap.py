@@ -19,7 +19,7 @@ from diffaug.datasets.reading import read_dataset
 from diffaug.files import atomic_write_json
 from diffaug.generators.generator import Generator
 from diffaug.generators.hardware import has_bfloat16
-from diffaug.generators.joint_flow import JointFlow
+from diffaug.generators.joint_flow.model import JointFlow
 from diffaug.generators.samplers import add_noise
 from diffaug.progress import Progress
 from diffaug.training.cases import Canvases, make_canvases

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from diffaug.cli.allocator import keep_freed_memory
 from diffaug.datasets.reading import read_dataset
-from diffaug.generators.joint_flow import JointFlow
+from diffaug.generators.joint_flow.model import JointFlow
 from diffaug.progress import Progress
 from diffaug.training.cases import make_canvases
 from diffaug.training.joint_flow.autoencoder import Autoencoders

@@ -118,12 +118,12 @@ def make_seed(competitor: Competitor, shape: tuple[int, int, int]) -> Contestant
 
     from diffaug.generators.blocks import Conv3d
     from diffaug.generators.card import Card, CardGrid, Defaults, Training
-    from diffaug.generators.factorised_unet import UNetConfig
     from diffaug.generators.generator import Generator
     from diffaug.generators.intensity import IntensityConvention
-    from diffaug.generators.medical_diffusion import MedicalDiffusion
+    from diffaug.generators.medical_diffusion.factorised_unet import UNetConfig
+    from diffaug.generators.medical_diffusion.model import MedicalDiffusion
+    from diffaug.generators.medical_diffusion.vqgan import VQGANConfig
     from diffaug.generators.networks import MedicalDiffusionNetworks
-    from diffaug.generators.vqgan import VQGANConfig
 
     assert competitor.downsampling is not None
     assert competitor.steps is not None
@@ -213,7 +213,7 @@ def make_monai(competitor: Competitor, shape: tuple[int, int, int]) -> Contestan
 
 def make_flagship(competitor: Competitor, shape: tuple[int, int, int]) -> Contestant:
     """The bundled generator, as a user loads it."""
-    from diffaug.generators.joint_flow import JointFlow
+    from diffaug.generators.joint_flow.model import JointFlow
     from diffaug.zoo import load
 
     generator = load(FLAGSHIP)

@@ -1,8 +1,8 @@
 """From a card's networks to the model that has them."""
 
-from diffaug.generators.joint_flow import JointFlow
+from diffaug.generators.joint_flow.model import JointFlow
 from diffaug.generators.latent_diffusion.model import LatentDiffusion
-from diffaug.generators.medical_diffusion import MedicalDiffusion
+from diffaug.generators.medical_diffusion.model import MedicalDiffusion
 from diffaug.generators.model import Model
 from diffaug.generators.networks import JointFlowNetworks, MedicalDiffusionNetworks, Networks
 

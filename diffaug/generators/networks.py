@@ -5,12 +5,12 @@ from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from diffaug.generators.autoencoder import AutoencoderConfig
-from diffaug.generators.denoiser import DenoiserConfig
-from diffaug.generators.factorised_unet import UNetConfig
+from diffaug.generators.joint_flow.autoencoder import AutoencoderConfig
+from diffaug.generators.joint_flow.denoiser import DenoiserConfig
 from diffaug.generators.latent_diffusion.sizes import AutoencoderKLSizes, ControlNetSizes, DiffusionUNetSizes
+from diffaug.generators.medical_diffusion.factorised_unet import UNetConfig
+from diffaug.generators.medical_diffusion.vqgan import VQGANConfig
 from diffaug.generators.processes import MONAI_EULER
-from diffaug.generators.vqgan import VQGANConfig
 
 Verb = Literal["sample", "paint", "vary", "inpaint", "segment", "encode", "decode"]
 VERBS: tuple[Verb, ...] = get_args(Verb)

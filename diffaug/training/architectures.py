@@ -9,8 +9,8 @@ from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 
 from diffaug.errors import DiffaugError
 from diffaug.generators.generator import Generator
-from diffaug.generators.joint_flow import JointFlow
-from diffaug.generators.medical_diffusion import CITATION, MedicalDiffusion
+from diffaug.generators.joint_flow.model import JointFlow
+from diffaug.generators.medical_diffusion.model import CITATION, MedicalDiffusion
 from diffaug.progress import Progress
 from diffaug.training.cases import Canvases
 from diffaug.training.joint_flow.plan import JointFlowPlan

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from diffaug.generators.autoencoder import AutoencoderConfig
 from diffaug.generators.card import Card, CardGrid, Defaults, Training
-from diffaug.generators.denoiser import DenoiserConfig
-from diffaug.generators.factorised_unet import UNetConfig
 from diffaug.generators.generator import Generator
 from diffaug.generators.intensity import IntensityConvention
-from diffaug.generators.joint_flow import JointFlow
-from diffaug.generators.medical_diffusion import MedicalDiffusion
+from diffaug.generators.joint_flow.autoencoder import AutoencoderConfig
+from diffaug.generators.joint_flow.denoiser import DenoiserConfig
+from diffaug.generators.joint_flow.model import JointFlow
+from diffaug.generators.medical_diffusion.factorised_unet import UNetConfig
+from diffaug.generators.medical_diffusion.model import MedicalDiffusion
+from diffaug.generators.medical_diffusion.vqgan import VQGANConfig
 from diffaug.generators.networks import VERBS, JointFlowNetworks, MedicalDiffusionNetworks
-from diffaug.generators.vqgan import VQGANConfig
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "generator_quality"
 PATIENTS = [f"P{number // 2}" for number in range(8)]

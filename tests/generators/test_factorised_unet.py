@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffaug.generators.factorised_unet import (
+from diffaug.generators.medical_diffusion.factorised_unet import (
     Attention,
     ChannelNorm,
     FactorisedUNet,

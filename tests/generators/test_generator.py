@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from diffaug.errors import DiffaugError, LabelError, UnlikeError, VerbError
-from diffaug.generators.autoencoder import AutoencoderConfig
 from diffaug.generators.card import Card, CardGrid, Training
 from diffaug.generators.cases import fade_inside
-from diffaug.generators.denoiser import DenoiserConfig
 from diffaug.generators.generator import Generator
 from diffaug.generators.grid import place
 from diffaug.generators.intensity import IntensityConvention, fit_intensity_map
-from diffaug.generators.joint_flow import JointFlow
+from diffaug.generators.joint_flow.autoencoder import AutoencoderConfig
+from diffaug.generators.joint_flow.denoiser import DenoiserConfig
+from diffaug.generators.joint_flow.model import JointFlow
 from diffaug.generators.model import Sampling
 from diffaug.generators.networks import VERBS, JointFlowNetworks
 from diffaug.generators.seeds import CaseNoise

@@ -16,7 +16,7 @@ from diffaug.generators.diffusion import CosineSchedule
 from diffaug.generators.generator import Generator
 from diffaug.generators.hardware import exact_float32
 from diffaug.generators.intensity import fit_intensity_map
-from diffaug.generators.medical_diffusion import scale, unscale
+from diffaug.generators.medical_diffusion.model import scale, unscale
 from diffaug.generators.model import Sampling
 from diffaug.generators.seeds import CaseNoise
 from tests.conftest import MEDICAL_GRID as GRID
@@ -235,7 +235,7 @@ def test_without_clipping_there_is_no_ancestral_sampling(medical_generator: Make
 def test_mixed_precision_casts_weights_once_a_trajectory(
     medical_generator: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffaug.generators.medical_diffusion.has_bfloat16", lambda device: True)
+    monkeypatch.setattr("diffaug.generators.medical_diffusion.model.has_bfloat16", lambda device: True)
     generator = medical_generator(bfloat16=True)
     casts = []
     weight = generator.model.denoiser.time_mlp[1].weight
@@ -275,7 +275,7 @@ def test_products_are_exact_whatever_the_process_asked_for(medical_generator: Ma
 def test_only_networks_trained_in_mixed_precision_are_used_so(
     medical_generator: Make, bfloat16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffaug.generators.medical_diffusion.has_bfloat16", lambda device: True)
+    monkeypatch.setattr("diffaug.generators.medical_diffusion.model.has_bfloat16", lambda device: True)
     generator = medical_generator(bfloat16=bfloat16)
     dtypes, tf32 = set(), set()
     generator.model.denoiser.register_forward_hook(lambda *_: tf32.add(torch.backends.cudnn.allow_tf32))

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from diffaug.generators.autoencoder import Autoencoder, AutoencoderConfig
 from diffaug.generators.blocks import ResidualBlock, depth_to_space, space_to_depth
-from diffaug.generators.denoiser import PLAIN_TOKENS, DenoiserConfig, JointDenoiser, attention
+from diffaug.generators.joint_flow.autoencoder import Autoencoder, AutoencoderConfig
+from diffaug.generators.joint_flow.denoiser import PLAIN_TOKENS, DenoiserConfig, JointDenoiser, attention
 from diffaug.generators.model import latent_mask
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from diffaug.generators.generator import Generator
+from diffaug.generators.medical_diffusion.vqgan import Codebook
 from diffaug.generators.model import Sampling
 from diffaug.generators.seeds import CaseNoise
-from diffaug.generators.vqgan import Codebook
 from diffaug.training.medical_diffusion import codebook
 from diffaug.zoo.medical_diffusion import Choices, import_medical_diffusion
 from diffaug.zoo.medical_diffusion.choices import percentiles, window

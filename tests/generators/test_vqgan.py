@@ -10,9 +10,15 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffaug.generators import vqgan
 from diffaug.generators.blocks import Float32GroupNorm
-from diffaug.generators.vqgan import VQGAN, Codebook, SamePadConv3d, SamePadConvTranspose3d, VQGANConfig
+from diffaug.generators.medical_diffusion import vqgan
+from diffaug.generators.medical_diffusion.vqgan import (
+    VQGAN,
+    Codebook,
+    SamePadConv3d,
+    SamePadConvTranspose3d,
+    VQGANConfig,
+)
 
 FACTORS = st.sampled_from([1, 2, 4])
 

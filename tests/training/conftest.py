@@ -7,9 +7,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from diffaug.generators.autoencoder import AutoencoderConfig
-from diffaug.generators.denoiser import DenoiserConfig
 from diffaug.generators.intensity import IntensityConvention
+from diffaug.generators.joint_flow.autoencoder import AutoencoderConfig
+from diffaug.generators.joint_flow.denoiser import DenoiserConfig
 from diffaug.training.joint_flow.plan import AutoencoderTraining, DenoiserTraining, JointFlowPlan
 from diffaug.training.plan import GridPlan
 

@@ -19,10 +19,10 @@ from diffaug.datasets.reading import read_dataset
 from diffaug.errors import DiffaugError
 from diffaug.files import sha256_file
 from diffaug.generators.diffusion import CosineSchedule
-from diffaug.generators.factorised_unet import UNetConfig
 from diffaug.generators.generator import Generator
 from diffaug.generators.intensity import IntensityConvention
-from diffaug.generators.vqgan import Codebook, VQGANConfig
+from diffaug.generators.medical_diffusion.factorised_unet import UNetConfig
+from diffaug.generators.medical_diffusion.vqgan import Codebook, VQGANConfig
 from diffaug.progress import Progress
 from diffaug.training.architectures import read_plan
 from diffaug.training.cases import Canvases

@@ -16,11 +16,11 @@ from diffaug.cli.fit import Preset as PresetOption
 from diffaug.datasets.reading import Dataset, read_dataset
 from diffaug.datasets.volumes import load_case
 from diffaug.errors import DiffaugError
-from diffaug.generators.factorised_unet import UNetConfig
 from diffaug.generators.generator import Generator
 from diffaug.generators.grid import Grid, place
 from diffaug.generators.intensity import fit_intensity_map
-from diffaug.generators.vqgan import VQGANConfig
+from diffaug.generators.medical_diffusion.factorised_unet import UNetConfig
+from diffaug.generators.medical_diffusion.vqgan import VQGANConfig
 from diffaug.progress import Progress
 from diffaug.training.augmentation import AugmentationConfig, Augmenter
 from diffaug.training.cases import make_canvases

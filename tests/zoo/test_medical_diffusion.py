@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 from diffaug.cli import app
 from diffaug.errors import CardError, DiffaugError
 from diffaug.files import sha256_file
-from diffaug.generators.factorised_unet import FactorisedUNet, UNetConfig
 from diffaug.generators.generator import Generator
-from diffaug.generators.medical_diffusion import scale
-from diffaug.generators.vqgan import VQGAN, VQGANConfig, parameter_count
+from diffaug.generators.medical_diffusion.factorised_unet import FactorisedUNet, UNetConfig
+from diffaug.generators.medical_diffusion.model import scale
+from diffaug.generators.medical_diffusion.vqgan import VQGAN, VQGANConfig, parameter_count
 from diffaug.zoo.folders import new_folder
 from diffaug.zoo.medical_diffusion import Choices, export_medical_diffusion, import_medical_diffusion
 from diffaug.zoo.medical_diffusion.choices import percentiles, window

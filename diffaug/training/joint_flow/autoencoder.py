@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffaug.generators.autoencoder import Autoencoder
-from diffaug.generators.joint_flow import JointFlow
+from diffaug.generators.joint_flow.autoencoder import Autoencoder
+from diffaug.generators.joint_flow.model import JointFlow
 from diffaug.generators.seeds import case_seed
 from diffaug.progress import Progress
 from diffaug.training.batches import AugmentedBatches, Batch

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffaug.generators.denoiser import JointDenoiser
+from diffaug.generators.joint_flow.denoiser import JointDenoiser
 from diffaug.generators.samplers import add_noise
 from diffaug.generators.seeds import case_seed
 from diffaug.progress import Progress

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffaug.generators.autoencoder import AutoencoderConfig
-from diffaug.generators.denoiser import DenoiserConfig
+from diffaug.generators.joint_flow.autoencoder import AutoencoderConfig
+from diffaug.generators.joint_flow.denoiser import DenoiserConfig
 from diffaug.training.plan import PlanBase
 
 

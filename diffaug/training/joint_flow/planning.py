@@ -6,9 +6,9 @@ import torch
 from accelerate import Accelerator
 
 from diffaug.errors import DiffaugError
-from diffaug.generators.autoencoder import AutoencoderConfig
 from diffaug.generators.card import Card
-from diffaug.generators.denoiser import DenoiserConfig, JointDenoiser
+from diffaug.generators.joint_flow.autoencoder import AutoencoderConfig
+from diffaug.generators.joint_flow.denoiser import DenoiserConfig, JointDenoiser
 from diffaug.generators.networks import JointFlowNetworks
 from diffaug.training.augmentation import AugmentationConfig
 from diffaug.training.cases import places_per_case

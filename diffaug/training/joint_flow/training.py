@@ -5,7 +5,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from diffaug.generators.joint_flow import JointFlow
+from diffaug.generators.joint_flow.model import JointFlow
 from diffaug.generators.networks import JointFlowNetworks
 from diffaug.progress import Progress
 from diffaug.training.cases import Canvases

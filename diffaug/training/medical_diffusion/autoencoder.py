@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffaug.generators.medical_diffusion.vqgan import VQGAN, VQGANConfig
 from diffaug.generators.seeds import case_seed
-from diffaug.generators.vqgan import VQGAN, VQGANConfig
 from diffaug.progress import Progress
 from diffaug.training.batches import AugmentedBatches
 from diffaug.training.cases import Canvases

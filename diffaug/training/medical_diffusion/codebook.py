@@ -6,7 +6,7 @@ Van den Oord et al. 2017 (appendix A) for the averages, Dhariwal et al. 2020 (Ju
 import torch
 from torch import Tensor, distributed
 
-from diffaug.generators.vqgan import Codebook
+from diffaug.generators.medical_diffusion.vqgan import Codebook
 
 DECAY = 0.99
 

@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from diffaug.generators.diffusion import CosineSchedule
-from diffaug.generators.factorised_unet import FactorisedUNet
-from diffaug.generators.medical_diffusion import scale
+from diffaug.generators.medical_diffusion.factorised_unet import FactorisedUNet
+from diffaug.generators.medical_diffusion.model import scale
+from diffaug.generators.medical_diffusion.vqgan import VQGAN
 from diffaug.generators.seeds import case_seed
-from diffaug.generators.vqgan import VQGAN
 from diffaug.progress import Progress
 from diffaug.training.cases import Canvases
 from diffaug.training.latents import batches, cache_latents

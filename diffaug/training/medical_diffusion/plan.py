@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffaug.generators.factorised_unet import UNetConfig
-from diffaug.generators.vqgan import VQGANConfig
+from diffaug.generators.medical_diffusion.factorised_unet import UNetConfig
+from diffaug.generators.medical_diffusion.vqgan import VQGANConfig
 from diffaug.training.plan import PlanBase
 
 

@@ -6,10 +6,10 @@ import torch
 from accelerate import Accelerator
 
 from diffaug.errors import DiffaugError
-from diffaug.generators.factorised_unet import FactorisedUNet, UNetConfig
 from diffaug.generators.generator import Generator
+from diffaug.generators.medical_diffusion.factorised_unet import FactorisedUNet, UNetConfig
+from diffaug.generators.medical_diffusion.vqgan import VQGANConfig
 from diffaug.generators.networks import MedicalDiffusionNetworks
-from diffaug.generators.vqgan import VQGANConfig
 from diffaug.training.augmentation import AugmentationConfig
 from diffaug.training.fingerprint import Fingerprint
 from diffaug.training.medical_diffusion.autoencoder import Reconstruction

@@ -7,7 +7,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from diffaug.generators.card import Defaults
-from diffaug.generators.medical_diffusion import MedicalDiffusion
+from diffaug.generators.medical_diffusion.model import MedicalDiffusion
 from diffaug.generators.networks import MedicalDiffusionNetworks
 from diffaug.progress import Progress
 from diffaug.training.cases import Canvases

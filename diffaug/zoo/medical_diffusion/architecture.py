@@ -8,10 +8,10 @@ from torch import nn
 
 from diffaug.errors import CardError
 from diffaug.generators.diffusion import CosineSchedule
-from diffaug.generators.factorised_unet import FactorisedUNet, UNetConfig
+from diffaug.generators.medical_diffusion.factorised_unet import FactorisedUNet, UNetConfig
+from diffaug.generators.medical_diffusion.vqgan import VQGAN, VQGANConfig
 from diffaug.generators.model import misfit
 from diffaug.generators.networks import MedicalDiffusionNetworks
-from diffaug.generators.vqgan import VQGAN, VQGANConfig
 from diffaug.zoo.medical_diffusion.choices import Choices, problems
 from diffaug.zoo.medical_diffusion.reading import AutoencoderFile, DenoiserFile, State
 

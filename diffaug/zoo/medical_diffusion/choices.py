@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from diffaug.generators.grid import Outside
 from diffaug.generators.intensity import IntensityConvention
-from diffaug.generators.medical_diffusion import CITATION
-from diffaug.generators.vqgan import PaddingMode
+from diffaug.generators.medical_diffusion.model import CITATION
+from diffaug.generators.medical_diffusion.vqgan import PaddingMode
 
 DIFFTUMOR = "Chen Q et al. Towards Generalizable Tumor Synthesis. CVPR 2024"
 

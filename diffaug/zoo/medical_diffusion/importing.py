@@ -12,7 +12,7 @@ from diffaug.generators.architectures import make_model
 from diffaug.generators.card import Card, CardGrid, Defaults, Training
 from diffaug.generators.generator import Generator
 from diffaug.generators.intensity import IntensityConvention
-from diffaug.generators.medical_diffusion import CITATION
+from diffaug.generators.medical_diffusion.model import CITATION
 from diffaug.generators.model import Model
 from diffaug.generators.networks import VERBS, MedicalDiffusionNetworks
 from diffaug.version import __version__

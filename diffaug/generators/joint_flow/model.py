@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from diffaug.errors import CardError
-from diffaug.generators.autoencoder import Autoencoder
-from diffaug.generators.denoiser import JointDenoiser
 from diffaug.generators.hardware import has_bfloat16, mixed_precision
+from diffaug.generators.joint_flow.autoencoder import Autoencoder
+from diffaug.generators.joint_flow.denoiser import JointDenoiser
 from diffaug.generators.labels import spread
 from diffaug.generators.model import Model, Sampling, latent_mask
 from diffaug.generators.networks import JointFlowNetworks

@@ -1,0 +1,1 @@
+"""Joint flow: two autoencoders and one denoiser for images and their label maps together."""
