@@ -23,16 +23,24 @@ from diffaug.progress import Progress
 History = list[dict[str, float]]
 
 
-def learning_rate_factor(step: int, steps: int, decay_fraction: float) -> float:
+LONGEST_WARMUP = 200
+
+
+def learning_rate_factor(step: int, steps: int, decay_fraction: float, fitted: bool = False) -> float:
     """Linear warm-up over a tenth of the run (at most 200 steps), constant, then a cosine to zero over its
-    last `decay_fraction`."""
-    warmup = min(200, max(1, steps // 10))
-    if step < warmup:
-        return (step + 1) / warmup
+    last `decay_fraction`.
+
+    Args:
+        fitted: whether the run begins from fitted weights. Then the warm-up takes 200 steps however short the
+            run is: AdamW's first steps move each weight by the whole rate, whatever its gradient, and one
+            such step took the label round trip of `hippocampus-mr` from a Dice of 0.98 to 0.86.
+    """
+    warmup = LONGEST_WARMUP if fitted else min(LONGEST_WARMUP, max(1, steps // 10))
+    rising = min((step + 1) / warmup, 1.0)
     start = (1 - decay_fraction) * steps
     if step <= start or decay_fraction == 0:
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - start) / max(steps - start, 1)))
+        return rising
+    return min(rising, 0.5 * (1 + math.cos(math.pi * (step - start) / max(steps - start, 1))))
 
 
 class MovingAverage:
@@ -80,6 +88,7 @@ class AveragedTrainer:
     Args:
         loss: the losses of step n, under "loss" the one to minimise; must draw all randomness from n.
         evaluate: figures of a module that carries the averaged weights; "loss" among them.
+        fitted: whether `module` begins from fitted weights: `learning_rate_factor`.
         snapshots: number of steps -> file that the averaged weights are kept in after them.
     """
 
@@ -95,13 +104,14 @@ class AveragedTrainer:
         weight_decay: float,
         decay_fraction: float,
         ema: float,
+        fitted: bool = False,
         snapshots: Mapping[int, Path] | None = None,
     ) -> None:
         self.snapshots = snapshots or {}
         self.accelerator, self.module = accelerator, module
         self.loss, self.figures = loss, evaluate
         self.learning_rate = learning_rate
-        self.factor = partial(learning_rate_factor, steps=steps, decay_fraction=decay_fraction)
+        self.factor = partial(learning_rate_factor, steps=steps, decay_fraction=decay_fraction, fitted=fitted)
         self.average = MovingAverage(module, ema)
         self.trained, self.optimizer = accelerator.prepare(
             module,

@@ -227,12 +227,13 @@ def test_dry_run_plans_from_data_and_budget_and_writes_nothing(blobs: Path, tmp_
     assert longer.denoiser_training.steps > 5 * plan.denoiser_training.steps
 
 
-def test_warm_start_begins_from_the_given_weights(fitted: Path, blobs: Path, tmp_path: Path) -> None:
+def test_a_short_warm_start_stays_near_the_given_weights(fitted: Path, blobs: Path, tmp_path: Path) -> None:
+    rate = 0.1
     plan = blob_plan(steps=1)
     plan = plan.model_copy(
         update={
-            "denoiser_training": plan.denoiser_training.model_copy(update={"learning_rate": 1e-12}),
-            "autoencoder_training": plan.autoencoder_training.model_copy(update={"learning_rate": 1e-12}),
+            "denoiser_training": plan.denoiser_training.model_copy(update={"learning_rate": rate}),
+            "autoencoder_training": plan.autoencoder_training.model_copy(update={"learning_rate": rate}),
         }
     )
     (tmp_path / "plan.json").write_text(plan.model_dump_json())
@@ -242,8 +243,11 @@ def test_warm_start_begins_from_the_given_weights(fitted: Path, blobs: Path, tmp
     assert isinstance(warm, Generator)
     assert warm.card.training.init == Generator.load(fitted).weights_hash
     old, new = (load_file(f / "joint_flow.safetensors") for f in (fitted, tmp_path / "warm"))
-    parameters = [k for k in old if "running" not in k and "num_batches" not in k]
-    assert all((old[k].float() - new[k].float()).abs().max() < 1e-3 for k in parameters)
+    parameters = [k for k in old if "running" not in k and "num_batches" not in k and "standardise" not in k]
+    # AdamW's first step moves a weight by the rate; weights are kept in half precision.
+    for name in parameters:
+        change = (old[name].float() - new[name].float()).abs()
+        assert (change <= rate / 200 * 1.01 + 2e-3 * old[name].float().abs()).all(), name
 
 
 def test_autoencoders_can_be_kept(fitted: Path, blobs: Path, tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def train_autoencoders(
         weight_decay=0.0,
         decay_fraction=0.5,
         ema=0.995,
+        fitted=plan.init is not None,
     )
     history = run_loop(
         trainer,

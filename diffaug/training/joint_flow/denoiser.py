@@ -163,6 +163,7 @@ def train_denoiser(
         weight_decay=settings.weight_decay,
         decay_fraction=settings.decay_fraction,
         ema=settings.ema,
+        fitted=plan.init is not None,
         snapshots={
             step: folder / "snapshots" / f"step_{step:06d}.safetensors" for step in settings.snapshot_steps
         },

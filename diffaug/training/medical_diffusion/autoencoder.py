@@ -79,7 +79,10 @@ class VQGANTrainer:
             torch.optim.Adam(self.discriminators.parameters(), lr=settings.learning_rate, betas=BETAS),
         )
         self.factor = partial(
-            learning_rate_factor, steps=settings.steps, decay_fraction=settings.decay_fraction
+            learning_rate_factor,
+            steps=settings.steps,
+            decay_fraction=settings.decay_fraction,
+            fitted=plan.init is not None,
         )
 
     def step(self, step: int) -> dict[str, Tensor]:

@@ -108,6 +108,7 @@ def train_denoiser(
         weight_decay=0.0,
         decay_fraction=settings.decay_fraction,
         ema=settings.ema,
+        fitted=plan.init is not None,
     )
     history = run_loop(
         trainer,
