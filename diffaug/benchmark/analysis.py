@@ -219,9 +219,11 @@ def _knew(study: Study, name: str) -> str:
     arm = study.benchmark.arms[name]
     parts = []
     if study.benchmark.uses_generator(arm):
-        seen = study.card.training.cases.get("train", 0)
-        what = "labelled cases" if study.card.labels else "images"
-        parts.append(f"its generator saw {seen} {what}")
+        training = study.card.training
+        seen = training.cases.get("train", 0)
+        what = "labelled cases" if study.card.labels and training.labelled is None else "images"
+        some = "" if training.labelled is None else f", {training.labelled} of them with labels"
+        parts.append(f"its generator saw {seen} {what}{some}")
     for stage in arm.pretraining:
         if stage.data == "real":
             what = "labelled cases" if stage.method == "supervised" else "images without their labels"

@@ -109,6 +109,9 @@ class Training(_Part):
     patients: dict[str, int] | None = Field(
         description="number of patients per subset, where a table was given"
     )
+    labelled: int | None = Field(
+        default=None, ge=0, description="number of the train cases with a label map; None: all of them"
+    )
     autoencoder_steps: int | None = Field(description="None where they are not known")
     denoiser_steps: int | None
     seconds: float | None = Field(default=None, description="wall-clock seconds of training, all sessions")

@@ -277,6 +277,7 @@ def make_card(
 ) -> Card:
     """The card of a freshly fitted generator; figures and file hashes come when it is measured and saved."""
     networks, histories = trained.networks, trained.histories
+    labelled = sum(case.label is not None for case in subsets.train)
     return Card(
         name=plan.name,
         description=f"{DESCRIPTIONS[plan.architecture]} fitted to {dataset.name} "
@@ -299,6 +300,7 @@ def make_card(
             dataset=dataset.name,
             cases=subsets.counts,
             patients=subsets.patients,
+            labelled=labelled if 0 < labelled < len(subsets.train) else None,
             autoencoder_steps=plan.autoencoder_training.steps,
             denoiser_steps=plan.denoiser_training.steps,
             seconds=sum(history[-1].get("seconds", 0.0) for history in histories.values() if history),

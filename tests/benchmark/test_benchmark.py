@@ -286,6 +286,20 @@ def test_all_arms_run_once_and_are_kept(dataset: Path, tiny_generator_folder: Pa
     assert "| 2 | pairs (its generator saw 0 labelled cases) | 8 |" in table
 
 
+def test_titles_say_how_many_labels_the_generator_saw(
+    dataset: Path, tiny_generator_folder: Path, tmp_path: Path
+) -> None:
+    generator = tmp_path / "generator"
+    shutil.copytree(tiny_generator_folder, generator)
+    card = json.loads((generator / "card.json").read_text())
+    card["training"] |= {"cases": {"train": 144}, "labelled": 8}
+    (generator / "card.json").write_text(json.dumps(card))
+    own = study(dataset, generator, tmp_path / "work")
+    run_cells(own, [Cell(2, "matched", 0), Cell(2, "pairs", 0)], 1, QUIET)
+    knew = {arm.arm: arm.knew for arm in summarise(own, all_cells(own.benchmark)).arms}
+    assert knew == {"matched": "", "pairs": "its generator saw 144 images, 8 of them with labels"}
+
+
 def test_a_cell_depends_on_nothing_but_itself(
     dataset: Path, tiny_generator_folder: Path, tmp_path: Path
 ) -> None:

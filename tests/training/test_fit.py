@@ -356,6 +356,7 @@ def test_fit_of_patches(large_blobs: Path, tmp_path: Path) -> None:
     labelled = np.load(output / "private" / "training" / "labelled.npy")
     assert canvases.shape == (5 * 64, 1, 24, 32, 24)
     assert labelled.sum() in (4 * 64, 5 * 64)
+    assert generator.card.training.labelled == (4 if labelled.sum() == 4 * 64 else None)
     # Patches come from all over the volumes, not from their middles.
     assert len({bytes(np.asarray(row)) for row in canvases[:64]}) > 40
     case = next(case for case in read_dataset(large_blobs).cases if case.label is not None)
