@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field
 
 from diffaug.benchmark.cells import Cell, CellResult, is_done, read_cell
 from diffaug.benchmark.config import Benchmark
@@ -41,9 +41,11 @@ class ArmFigures(_Part):
         dice, nsd, hd95: means over seeds and cases, with intervals over seeds and patients.
         by_label: mean Dice of each structure; by_seed: of each seed.
         gain: Dice beyond the comparator's on the `compared` seeds that both have; p: by Wilcoxon's test over
-            patients, given these seeds; holm: the same, adjusted for the number of arms.
-        share: of the gap between comparator and ceiling, with its interval; None where the ceiling is not
-            above the comparator.
+            patients, given these seeds, None of fewer than 3; holm: the same, adjusted for the number of
+            arms.
+        share: of the gap between comparator and ceiling, on the seeds that all three have; None where these
+            are fewer than 3, or the ceiling is not above the comparator.
+        verdict: in words, by the interval of the gain, which is not adjusted for the number of arms.
     """
 
     arm: str
@@ -63,9 +65,9 @@ class ArmFigures(_Part):
     holm: float | None = None
     share: Interval | None = None
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def verdict(self) -> str:
-        """In words, on the interval of the gain."""
         if self.gain is None:
             return ""
         if self.compared < FEWEST_SEEDS:
@@ -76,7 +78,12 @@ class ArmFigures(_Part):
 
 
 class Margin(_Part):
-    """Whether an arm is worse than another by less than a margin of Dice."""
+    """Whether an arm is worse than another by less than a margin of Dice.
+
+    Attributes:
+        difference: of the arm's Dice from the reference's.
+        met: whether the whole interval lies above minus the margin.
+    """
 
     arm: str
     reference: str
@@ -84,14 +91,14 @@ class Margin(_Part):
     margin: float
     difference: Interval
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def met(self) -> bool:
-        """Whether the whole interval lies above minus the margin."""
         return self.difference.low > -self.margin
 
 
 class Summary(_Part):
-    """Everything that a report shows."""
+    """Everything that a report shows; `missing` of the `cells` are still to be run."""
 
     benchmark: Benchmark
     dataset: str
@@ -103,6 +110,7 @@ class Summary(_Part):
     arms: list[ArmFigures]
     margins: list[Margin]
     missing: int
+    cells: int
 
 
 class _Run:
@@ -159,6 +167,7 @@ def summarise(study: Study, cells: Sequence[Cell]) -> Summary:
         arms=arms,
         margins=margins,
         missing=missing,
+        cells=len(cells),
     )
 
 
@@ -175,15 +184,11 @@ def _with_gains(study: Study, runs: dict[tuple[str, int | None], _Run], labelled
         if comparator is not None and name != benchmark.comparator:
             gain = _difference(run, comparator)
             if gain is not None:
-                gap = None if ceiling is None else _difference(ceiling, comparator)
-                share = None
-                if gap is not None and hierarchical_interval(gap, run.patients).low > 0:
-                    share = gap_interval(gain, gap, run.patients)
                 own = {
                     "gain": hierarchical_interval(gain, run.patients),
                     "compared": len(gain),
-                    "p": signed_rank(gain, run.patients),
-                    "share": share,
+                    "p": signed_rank(gain, run.patients) if len(gain) >= FEWEST_SEEDS else None,
+                    "share": None if ceiling is None else _share(run, comparator, ceiling),
                 }
                 figures = figures.model_copy(update=own)
         found.append(figures)
@@ -192,6 +197,19 @@ def _with_gains(study: Study, runs: dict[tuple[str, int | None], _Run], labelled
     for n, value in zip(tested, adjusted, strict=True):
         found[n] = found[n].model_copy(update={"holm": value})
     return found
+
+
+def _share(run: _Run, comparator: _Run, ceiling: _Run) -> Interval | None:
+    """Of the gap between comparator and ceiling, on the seeds that all three have; None where these are too
+    few, or the ceiling is not above the comparator."""
+    seeds = sorted(set(run.results) & set(comparator.results) & set(ceiling.results))
+    if len(seeds) < FEWEST_SEEDS:
+        return None
+    below = comparator.values(seeds)
+    gap = ceiling.values(seeds) - below
+    if hierarchical_interval(gap, run.patients).low <= 0:
+        return None
+    return gap_interval(run.values(seeds) - below, gap, run.patients)
 
 
 def _figures(study: Study, name: str, labelled: int | None, run: _Run) -> ArmFigures:

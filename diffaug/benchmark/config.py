@@ -22,6 +22,7 @@ from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from diffaug.errors import DiffaugError
 from diffaug.pretraining.stages import Method
@@ -210,11 +211,37 @@ def read_benchmark(file: Path) -> Benchmark:
     """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise DiffaugError(
+                f"{file} is no benchmark: it holds {content!r:.60}, not keys such as name and arms"
+            )
         return Benchmark.model_validate(content)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DiffaugError(f"{file} cannot be read as YAML: {error}") from error
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, found['loc'])) or 'benchmark'}: {found['msg']}" for found in error.errors()
-        )
+        problems = "; ".join(_problem(found) for found in error.errors())
         raise DiffaugError(f"{file} is no benchmark: {problems}") from error
+
+
+_PARTS: dict[str, type[BaseModel]] = {
+    "arms": Arm,
+    "transforms": TransformUse,
+    "pretraining": Pretraining,
+    "comparisons": Comparison,
+    "network": NetworkPlan,
+    "space": Space,
+    "schedule": Schedule,
+}
+
+
+def _problem(found: ErrorDetails) -> str:
+    """What is wrong with which key, what it holds, and which keys there are."""
+    place, text = [*map(str, found["loc"])], found["msg"].removeprefix("Value error, ")
+    if found["type"] == "extra_forbidden":
+        # The name of an arm is no key of the format's.
+        above = place[:1] + place[2:-1] if place[0] == "arms" else place[:-1]
+        part = next((_PARTS[name] for name in reversed(above) if name in _PARTS), Benchmark)
+        text = f"there is no such key; there are {', '.join(part.model_fields)}"
+    elif found["type"] not in ("value_error", "missing") and not isinstance(found["input"], dict):
+        text += f", not {found['input']!r}"
+    return f"{'.'.join(place) or 'benchmark'}: {text}"

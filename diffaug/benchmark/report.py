@@ -72,7 +72,22 @@ def markdown(summary: Summary) -> list[str]:
     ]
     for row in rows(summary):
         lines.append("| " + " | ".join(row) + " |")
+    if notes := remarks(summary):
+        lines += ["", *notes]
     return lines
+
+
+def remarks(summary: Summary) -> list[str]:
+    """What a reader of the table has to know besides, a sentence each."""
+    found = []
+    if summary.missing:
+        found.append(f"Not finished: {summary.missing} of {summary.cells} cells are still to be run.")
+    if len({tuple(arm.seeds) for arm in summary.arms}) > 1:
+        found.append(
+            "Not all arms have as many seeds: differences and shares are of the seeds that the arms have in "
+            "common, Dice of all that each has."
+        )
+    return found
 
 
 def rows(summary: Summary) -> list[list[str]]:
@@ -93,10 +108,17 @@ def rows(summary: Summary) -> list[list[str]]:
                 "comparator" if comparator else interval(arm.gain, signed=True),
                 "" if arm.holm is None else _p(arm.holm),
                 interval(arm.share, 2),
-                arm.verdict,
+                arm.verdict + _other_steps(summary, arm),
             ]
         )
     return found
+
+
+def _other_steps(summary: Summary, arm: ArmFigures) -> str:
+    """Said of an arm that is compared and had more or fewer steps than the comparator."""
+    benchmark = summary.benchmark
+    wanted = benchmark.total_steps(benchmark.arms[benchmark.comparator])
+    return "" if arm.gain is None or arm.steps == wanted else f", with {arm.steps} steps instead of {wanted}"
 
 
 def interval(figure: Interval | None, digits: int = 3, *, signed: bool = False) -> str:
@@ -136,11 +158,8 @@ def _csv(study: Study, cells: Sequence[Cell]) -> str:
 
 def _head(summary: Summary) -> str:
     benchmark = summary.benchmark
-    missing = (
-        f'<p class="box"><b>Not finished:</b> {summary.missing} cells are still to be run.</p>'
-        if summary.missing
-        else ""
-    )
+    noted = " ".join(remarks(summary))
+    noted = f'<p class="box">{noted}</p>' if noted else ""
     counts = " and ".join(map(str, benchmark.labelled))
     same = ", the same in all arms"
     if benchmark.backend == "nnunet":
@@ -150,7 +169,7 @@ def _head(summary: Summary) -> str:
         f"labelled cases of {escape(summary.dataset)} and scored on {summary.scored} {benchmark.subset} "
         f"cases of {summary.patients} other patients. Each seed draws its own labelled patients, initial "
         f"weights and augmentation{same}. Arms differ in what is named, and, except where it says so, have "
-        f"the same classical augmentation.</p>{missing}"
+        f"the same classical augmentation.</p>{noted}"
     )
 
 
@@ -164,7 +183,7 @@ def _answers(summary: Summary) -> str:
         words = {"gain": "raises Dice", "loss": "lowers Dice", "no gain": "shows no gain"}
         said = words.get(arm.verdict, f"says nothing yet ({arm.verdict})")
         share = "" if arm.share is None else f", {interval(arm.share, 2)} of the gap to all labels"
-        steps = "" if arm.steps == wanted else f" after {arm.steps} steps"
+        steps = f"{steps}," if (steps := _other_steps(summary, arm)) else ""
         lines.append(
             f"<li>With {arm.labelled} labelled, <b>{escape(arm.title)}</b>{steps} {said}: "
             f"{interval(arm.gain, signed=True)}{share}.</li>"
@@ -187,7 +206,8 @@ def _scores(summary: Summary) -> str:
         "for few seeds. Gains are paired by case, on the seeds that both arms have. p: Wilcoxon's "
         "signed-rank test over patients, given these seeds, Holm-adjusted over the arms with as many "
         f"labelled cases. NSD: normalised surface distance at {summary.benchmark.tolerance:g} mm. "
-        "Share of gap: gain over what all labels gain.</p>"
+        "Share of gap: gain over what all labels gain, with Fieller's interval. Verdicts are by the "
+        "intervals, which are not adjusted for the number of arms.</p>"
     )
 
 

@@ -287,8 +287,8 @@ def _folder_pair(root: Path, described: bool) -> tuple[Path, Path]:
     raise DatasetError(
         [
             f"{root} has no layout that is known here: {reason}. It holds: {found or 'nothing'}. Put images "
-            "and label maps of equal file names in two folders named images and labels, or name yours to "
-            "diffaug fit (--images imagesTr --labels labelsTr; labels may be left out)"
+            "and label maps of equal file names in two folders named images and labels (diffaug fit takes "
+            "folders of other names: --images imagesTr --labels labelsTr; labels may be left out)"
         ]
     )
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import optimize, stats
 
 from diffaug.errors import DiffaugError
 
@@ -276,22 +276,40 @@ def gap_interval(
     resamples: int = 5000,
     seed: int = 0,
 ) -> Interval:
-    """Mean gain as a share of the mean gap, both over draws of their own seeds and of the same clusters.
+    """Mean gain as a share of the mean gap, with Fieller's interval (1954): all shares r for which the
+    `hierarchical_interval` of gain - r gap holds 0.
+
+    So it agrees with the interval of the gain on whether there is one, and allows for gain and gap having the
+    same comparator.
 
     Args:
         gains: `(seeds, cases)`, what an arm has more than its comparator.
-        gaps: `(other seeds, cases)`, what the ceiling has more than it.
+        gaps: of the same seeds and cases, what the ceiling has more than it.
         clusters: the cluster (patient) of each case.
+
+    Raises:
+        DiffaugError: the interval of the gap does not lie above 0, and no share of it can be told.
     """
-    gain, gap = grouped(gains, clusters), grouped(gaps, clusters)
-    value = float(np.nanmean(np.asarray(gains)) / np.nanmean(np.asarray(gaps)))
-    rng = np.random.default_rng(seed)
-    patients = _draws(rng, gain.sums.shape[1], resamples)
-    with np.errstate(invalid="ignore"):
-        top = gain.means(_draws(rng, gain.sums.shape[0], resamples), patients)
-        bottom = gap.means(_draws(rng, gap.sums.shape[0], resamples), patients)
-    low, high = np.nanquantile(top / bottom, [0.5 - level / 2, 0.5 + level / 2])
-    return Interval(value, float(low), float(high))
+    gain, gap = np.asarray(gains, float), np.asarray(gaps, float)
+
+    def beyond(share: float) -> Interval:
+        return hierarchical_interval(
+            gain - share * gap, clusters, level=level, resamples=resamples, seed=seed
+        )
+
+    if hierarchical_interval(gap, clusters, level=level, resamples=resamples, seed=seed).low <= 0:
+        raise DiffaugError("the ceiling is not above the comparator: no share of the gap can be told")
+    value = float(np.nanmean(gain) / np.nanmean(gap))
+    low, high = value - 1, value + 1
+    while beyond(low).low <= 0:
+        low -= value - low
+    while beyond(high).high >= 0:
+        high += high - value
+    return Interval(
+        value,
+        float(optimize.brentq(lambda share: beyond(share).low, low, value, xtol=1e-4)),
+        float(optimize.brentq(lambda share: beyond(share).high, value, high, xtol=1e-4)),
+    )
 
 
 def signed_rank(values: ArrayLike, clusters: Sequence[Hashable]) -> float:

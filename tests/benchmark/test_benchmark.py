@@ -111,7 +111,13 @@ def decided(result: CellResult) -> dict[str, Any]:
         ({"ceiling": "pairs"}, "must have all labels"),
         ({"comparisons": [{"arm": "pairs", "reference": "all-labels", "margin": 0.1}]}, "of few labels"),
         ({"backend": "nnunet"}, "nnU-Net plans network and space"),
-        ({"arms": {"matched": {"step": 3}}, "ceiling": None, "comparisons": []}, r"arms.matched.step"),
+        (
+            {"arms": {"matched": {"step": 3}}, "ceiling": None, "comparisons": []},
+            r"arms.matched.step: there is no such key; there are title, labels, steps, .*seeds",
+        ),
+        ({"schedule": {"stepz": 3}}, r"schedule.stepz: there is no such key; there are steps, batch"),
+        ({"seed": 3}, r"benchmark: seed: there is no such key; there are name, .*comparisons"),
+        ({"subset": "tests"}, "subset: .*'test', not 'tests'"),
         ({"name": "../elsewhere"}, "is no name"),
         ({"network": {"kind": "transformer"}}, "network.kind"),
     ],
@@ -134,6 +140,9 @@ def test_probabilities_of_an_arm_are_shares(tiny_generator_folder: Path, tmp_pat
         read_benchmark(file)
     file.write_text("name: [")
     with pytest.raises(DiffaugError, match="cannot be read as YAML"):
+        read_benchmark(file)
+    file.write_text("")
+    with pytest.raises(DiffaugError, match=r"it holds None, not keys such as name"):
         read_benchmark(file)
     file.write_text("!!python/object/apply:os.system [echo]")
     with pytest.raises(DiffaugError, match="cannot be read as YAML"):
@@ -178,7 +187,9 @@ def test_mistakes_are_found_before_anything_is_trained(
 ) -> None:
     content = config(tiny_generator_folder)
     content["arms"]["variation"]["transforms"][0]["ranges"] = {"strenght": 0.5}
-    with pytest.raises(DiffaugError, match=r"arm variation, variation: .*strenght"):
+    with pytest.raises(
+        DiffaugError, match=r"arm variation, variation: there is no strenght; there are .*strength"
+    ):
         open_study(Benchmark.model_validate(content), dataset, tmp_path / "work")
     content = config(tiny_generator_folder)
     content["arms"]["pairs"]["pretraining"][0]["data"] = str(tmp_path / "syntetic")
@@ -395,7 +406,7 @@ def test_gains_losses_and_neither_are_told_apart(
     assert pairs.steps == 8
     page = write_report(own, summary, cells).read_text()
     assert "Against <b>from scratch</b>, 8 steps in all" in page
-    assert "<b>plain</b> after 4 steps lowers Dice" in page
+    assert "<b>plain</b>, with 4 steps instead of 8, lowers Dice" in page
 
 
 def test_two_seeds_are_too_few_to_say_anything(

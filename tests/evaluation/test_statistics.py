@@ -194,8 +194,36 @@ def test_hierarchical_interval_takes_patients_whole_and_skips_what_is_missing() 
 
 def test_gap_interval_is_the_share_where_all_gain_alike() -> None:
     gaps = np.random.default_rng(5).uniform(0.02, 0.1, (3, 25))
-    interval = gap_interval(0.5 * gaps.mean(0)[None].repeat(3, 0), gaps.mean(0)[None], range(25))
-    assert tuple(interval) == pytest.approx((0.5, 0.5, 0.5))
+    assert tuple(gap_interval(0.5 * gaps, gaps, range(25))) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_gap_interval_agrees_with_that_of_the_gain() -> None:
+    rng = np.random.default_rng(7)
+    signs = set()
+    for mean in (0.0, 0.005, 0.01, 0.02, 0.04):
+        gains, gaps = mean + rng.normal(0, 0.02, (3, 25)), 0.05 + rng.normal(0, 0.02, (3, 25))
+        gain, share = hierarchical_interval(gains, range(25)), gap_interval(gains, gaps, range(25))
+        assert (gain.low > 0) == (share.low > 0)
+        signs.add(gain.low > 0)
+    assert signs == {True, False}
+
+
+def test_gap_interval_holds_the_true_share_as_often_as_it_says() -> None:
+    """Comparator, arm and ceiling with seeds of their own; the arm closes 0.4 of the gap."""
+    rng, held = np.random.default_rng(8), 0
+    for _ in range(100):
+        levels = np.array([0.80, 0.82, 0.85])[:, None, None]
+        seeds = rng.normal(0, 0.003, (3, 3, 1))
+        dice = levels + seeds + rng.normal(0, 0.05, (1, 1, 25)) + rng.normal(0, 0.02, (3, 3, 25))
+        interval = gap_interval(dice[1] - dice[0], dice[2] - dice[0], range(25), resamples=500)
+        held += interval.low <= 0.4 <= interval.high
+    assert held >= 88
+
+
+def test_no_share_where_there_is_no_gap() -> None:
+    gaps = np.random.default_rng(9).normal(0, 0.05, (3, 25))
+    with pytest.raises(DiffaugError, match="not above the comparator"):
+        gap_interval(gaps, gaps, range(25))
 
 
 def test_holm_by_hand() -> None:
