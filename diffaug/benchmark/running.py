@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -12,7 +13,7 @@ from filelock import FileLock
 
 from diffaug.benchmark.cells import Cell, is_done, run_cell
 from diffaug.benchmark.config import Benchmark
-from diffaug.benchmark.study import Study
+from diffaug.benchmark.study import Study, draw_labelled
 from diffaug.errors import DiffaugError
 from diffaug.progress import Progress
 
@@ -32,6 +33,28 @@ def all_cells(benchmark: Benchmark) -> list[Cell]:
 def part(cells: Sequence[Cell], first: int, count: int) -> list[Cell]:
     """The part `first`, from 0, of `count`: an even share of each seed, of other arms each time."""
     return [cell for n, cell in enumerate(cells) if (n + cell.seed) % count == first]
+
+
+def outline(study: Study, cells: Sequence[Cell]) -> list[str]:
+    """What is to be run, as lines of a table, and whose labels each seed draws."""
+    benchmark, rows = study.benchmark, Counter[tuple[str, str]]()
+    for cell in cells:
+        count = "all" if cell.labelled is None else str(cell.labelled)
+        rows[count, cell.arm] += not is_done(study, cell)
+    lines = ["| labelled | arm | steps | cells to run |", "|---|---|---|---|"]
+    lines += [
+        f"| {count} | {arm} | {benchmark.total_steps(benchmark.arms[arm])} | {pending} |"
+        for (count, arm), pending in rows.items()
+    ]
+    lines.append("")
+    for labelled in benchmark.labelled:
+        for seed in sorted({cell.seed for cell in cells if cell.labelled == labelled}):
+            drawn = [case.name for case in draw_labelled(study.training, labelled, seed)]
+            more = f" and {len(drawn) - 8} more" if len(drawn) > 8 else ""
+            lines.append(f"- {labelled} labelled, seed {seed}: {', '.join(drawn[:8])}{more}")
+    steps = sum(benchmark.total_steps(benchmark.arms[cell.arm]) for cell in cells if not is_done(study, cell))
+    lines += ["", f"{sum(rows.values())} of {len(cells)} cells are to be run, {steps} steps in all."]
+    return lines
 
 
 def run_cells(study: Study, cells: Sequence[Cell], jobs: int, progress: Progress) -> int:

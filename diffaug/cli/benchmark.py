@@ -43,6 +43,9 @@ def benchmark(
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Run nothing; write the report of what is there.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print what would be run, and stop.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON, instead of its table.")
     ] = False,
@@ -58,7 +61,7 @@ def benchmark(
     from diffaug.benchmark.analysis import summarise
     from diffaug.benchmark.config import read_benchmark
     from diffaug.benchmark.report import markdown, write_report
-    from diffaug.benchmark.running import all_cells, part, run_cells
+    from diffaug.benchmark.running import all_cells, outline, part, run_cells
     from diffaug.benchmark.study import open_study
     from diffaug.progress import Progress
 
@@ -74,6 +77,9 @@ def benchmark(
     )
     cells = all_cells(study.benchmark)
     own = part(cells, first, count)
+    if dry_run:
+        typer.echo("\n".join(outline(study, own)))
+        return
     if not report_only:
         done = run_cells(study, own, jobs, progress)
         progress.note(f"{done} cells run, {len(own) - done} kept from before")

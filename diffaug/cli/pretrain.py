@@ -78,16 +78,22 @@ def pretrain(
     reuse: Annotated[int, typer.Option(min=1, help="How often a streamed sample is drawn.")] = 4,
     spacing: Annotated[
         tuple[float, float, float] | None,
-        typer.Option(help="Of voxels, mm.", show_default="median of the data"),
+        typer.Option(help="Of voxels, mm.", metavar="I J K", show_default="median of the data"),
     ] = None,
     patch: Annotated[
         tuple[int, int, int] | None,
-        typer.Option(help="Voxels that the network sees at once.", show_default="median size, at most 64^3"),
+        typer.Option(
+            help="Voxels that the network sees at once.",
+            metavar="I J K",
+            show_default="median size, at most 64^3",
+        ),
     ] = None,
     window: Annotated[
         tuple[float, float] | None,
         typer.Option(
-            help="Intensities, such as HU, that become -1 and 1.", show_default="each case standardised"
+            help="Intensities, such as HU, that become -1 and 1.",
+            metavar="LOW HIGH",
+            show_default="each case standardised",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,

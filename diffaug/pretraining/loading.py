@@ -1,5 +1,6 @@
 """Pretrained weights into a network: what fits, and what not and why."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -7,6 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from diffaug.errors import DiffaugError
+
+# Less of a network than this is hardly loaded on purpose: an encoder alone is a third of its tensors or more.
+LITTLE = 0.25
+_SHAPE = "shape"
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,10 @@ class Loaded:
     def __str__(self) -> str:
         reasons: dict[str, list[str]] = {}
         for name, reason in self.left_out.items():
-            reasons.setdefault(reason, []).append(name)
+            if reason.startswith(_SHAPE):
+                reasons.setdefault("of another shape", []).append(f"{name} ({reason})")
+            else:
+                reasons.setdefault(reason, []).append(name)
         lines = [f"loaded {len(self.loaded)} of {len(self.loaded) + len(self.left_out)} tensors"]
         lines += [f"{reason}: {_shown(names)}" for reason, names in reasons.items()]
         if self.unused:
@@ -42,6 +50,8 @@ def load_pretrained(
     why: str = "left out as asked",
 ) -> Loaded:
     """Fill a network's parameters and buffers with weights of the same name and shape.
+
+    Warns where these are less than a quarter of what was to be filled: most likely it is another network.
 
     Args:
         network: is changed in place.
@@ -61,7 +71,7 @@ def load_pretrained(
             elif name not in weights:
                 left_out[name] = "not among the weights"
             elif weights[name].shape != tensor.shape:
-                left_out[name] = f"shape {tuple(weights[name].shape)}, not {tuple(tensor.shape)}"
+                left_out[name] = f"{_SHAPE} {tuple(weights[name].shape)}, not {tuple(tensor.shape)}"
             else:
                 tensor.copy_(weights[name])
                 loaded.append(name)
@@ -70,6 +80,11 @@ def load_pretrained(
     result = Loaded(tuple(loaded), left_out, unused)
     if not loaded:
         raise DiffaugError(f"none of the weights fits the network: {result}")
+    if len(loaded) < LITTLE * sum(not skip(name) for name in own):
+        warnings.warn(
+            f"few of the weights fit the network, which most likely is not the one of plan.json: {result}",
+            stacklevel=2,
+        )
     return result
 
 

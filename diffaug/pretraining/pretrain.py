@@ -22,7 +22,7 @@ from diffaug.pretraining.plan import PLAN, DatasetSource, PretrainingPlan, Stage
 from diffaug.pretraining.sources import Mixed, Streamed
 from diffaug.pretraining.stages import hand_over, objective, trained_network
 from diffaug.progress import Progress
-from diffaug.segmentation.cases import Prepared
+from diffaug.segmentation.cases import CLIPPED, Prepared, Window
 from diffaug.segmentation.patches import Listed, Patches, Source
 from diffaug.segmentation.training import Objective, finite
 from diffaug.training.loop import AveragedTrainer, History, run_loop
@@ -212,12 +212,20 @@ def _evaluate(held_out: Objective | None, network: nn.Module) -> dict[str, float
     return {"loss": float(torch.stack([held_out(network, step) for step in range(EVALUATED)]).mean())}
 
 
+def _intensity(window: Window | None) -> dict[str, Any]:
+    """What becomes of intensities before the network sees them."""
+    if window is not None:
+        return {"clip": [window.low, window.high], "subtract": window.mean, "divide_by": window.std}
+    return {"clip_percentiles": list(CLIPPED), "then": "zero mean, unit variance", "each": "case and channel"}
+
+
 def _record(plan: PretrainingPlan, histories: dict[str, History]) -> dict[str, Any]:
     """What the weights were made of, for those who are given them."""
     return {
         "format": 1,
         "network": plan.network.model_dump(mode="json"),
         "space": plan.space.model_dump(mode="json"),
+        "intensity": _intensity(plan.space.window),
         "channels": plan.channels,
         "labels": {str(n): name for n, name in plan.labels.items()},
         "sources": [

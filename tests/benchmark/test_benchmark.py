@@ -15,7 +15,7 @@ from diffaug.benchmark.cells import CaseScore, Cell, CellResult, is_done, read_c
 from diffaug.benchmark.config import Benchmark, read_benchmark
 from diffaug.benchmark.pools import pretraining_cases
 from diffaug.benchmark.report import write_report
-from diffaug.benchmark.running import all_cells, run_cells
+from diffaug.benchmark.running import all_cells, outline, run_cells
 from diffaug.benchmark.study import Study, draw_labelled, open_study
 from diffaug.datasets.training_scans import record_training_scans
 from diffaug.datasets.volumes import CaseFiles
@@ -266,7 +266,10 @@ def test_all_arms_run_once_and_are_kept(dataset: Path, tiny_generator_folder: Pa
     own = study(dataset, tiny_generator_folder, tmp_path / "work")
     cells = all_cells(own.benchmark)
     assert [cell.arm for cell in cells] == list(own.benchmark.arms)
+    assert outline(own, cells)[-1] == "6 of 6 cells are to be run, 44 steps in all."
+    assert not own.work.exists()
     assert run_cells(own, cells[:4], 1, QUIET) == 4
+    assert "| 2 | matched | 8 | 0 |" in outline(own, cells)
     assert run_cells(own, cells, 1, QUIET) == 2
     before = {cell: cell.file(own.work).read_bytes() for cell in cells}
     assert run_cells(own, cells, 1, QUIET) == 0

@@ -26,8 +26,10 @@ def test_a_whole_network_is_loaded_under_all_its_names() -> None:
 def test_what_does_not_fit_is_named() -> None:
     trained = nn.ModuleDict({"a": nn.Linear(2, 3), "b": nn.Linear(3, 4), "c": nn.Linear(1, 1)})
     network = nn.ModuleDict({"a": nn.Linear(2, 3), "b": nn.Linear(3, 5), "d": nn.Linear(1, 1)})
-    found = load_pretrained(network, tensors(trained), skip=lambda name: name == "a.bias", why="asked")
+    with pytest.warns(UserWarning, match=r"most likely is not the one of plan.json: loaded 1 of 6"):
+        found = load_pretrained(network, tensors(trained), skip=lambda name: name == "a.bias", why="asked")
     assert found.loaded == ("a.weight",)
+    assert "of another shape: b.weight (shape (4, 3), not (5, 3))" in str(found)
     assert found.left_out["a.bias"] == "asked"
     assert found.left_out["b.weight"] == "shape (4, 3), not (5, 3)"
     assert found.left_out["d.weight"] == "not among the weights"

@@ -62,6 +62,7 @@ def test_from_a_generator_to_monai(tiny_generator: Generator, tmp_path: Path) ->
     assert all(entry["loss"] > 0 for stage in record["stages"] for entry in stage["history"])
     assert record["space"]["patch"] == [16, 24, 16]
     assert record["network"]["settings"] == {"filters": [4, 8, 16]}
+    assert record["intensity"]["clip_percentiles"] == [0.5, 99.5]
     assert (tmp_path / "out" / "curves.png").stat().st_size > 5000
     network = build_network(DYNUNET, 1, 3)
     network.load_state_dict(torch.load(tmp_path / "out" / "monai.pt", weights_only=True))
