@@ -84,19 +84,20 @@ def measure(name: str, work: str) -> dict[str, Any]:
     if work.startswith("half"):
         sides = [n // 2 for n in sides]
     latent = torch.randn(1, channels, *sides)
-    estimate: int | None = networks.autoencoder.working_bytes(prod(sides) * networks.autoencoder.factor**3)
+    estimate = networks.autoencoder.working_bytes(prod(sides) * networks.autoencoder.factor**3)
     told = {key: parameter.number(key, parameter.default) for key, parameter in template.parameters.items()}
     sampling = Sampling(networks.samplers[0], steps=1, parameters=told)
     held = reset_peak()
     began = time.monotonic()
     if work == "half, by MONAI":
         model.autoencoder.decode(latent)
-        estimate = None
+        estimate = 0
     elif work in ("decode", "half, in slabs"):
         slabs.decode(model.autoencoder, latent)
     else:
         estimate = networks.denoiser.working_bytes(prod(sides))
         if control:
+            estimate += control.working_bytes(prod(networks.shape))
             label = torch.zeros(1, 1, *networks.shape, dtype=torch.long)
             model.paint(model.encode_label(label), CaseNoise([0]), sampling)
         else:
@@ -107,7 +108,7 @@ def measure(name: str, work: str) -> dict[str, Any]:
         "work": work,
         "latent": [channels, *sides],
         "gibibytes": round((peak() - held) / 2**30, 2),
-        "estimated": None if estimate is None else round(estimate / 2**30, 2),
+        "estimated": round(estimate / 2**30, 2) or None,
         "seconds": round(seconds, 1),
     }
 

@@ -287,7 +287,10 @@ class LatentDiffusionNetworks(BaseModel):
     @property
     def working_bytes(self) -> int:
         """About the memory that sampling takes beside the weights."""
-        return max(self.autoencoder_bytes, self.denoiser.working_bytes(prod(self.latent_shape)))
+        denoising = self.denoiser.working_bytes(prod(self.latent_shape))
+        if self.control is not None:
+            denoising += self.control.working_bytes(prod(self.shape))
+        return max(self.autoencoder_bytes, denoising)
 
     @property
     def parameters(self) -> tuple[str, ...]:

@@ -138,7 +138,8 @@ class DiffusionUNetSizes(_Sizes):
             (count + 1) * width / 8**level
             for level, (count, width) in enumerate(zip(blocks, self.channels, strict=True))
         )
-        return round(4 * points * (waiting + 6 * max(self.channels[:2])))
+        # Measured on a CPU: benchmarks/latent_diffusion_memory.
+        return round(4 * points * (waiting + 6 * max(self.channels[:2]))) + 2**28
 
     def build(self) -> nn.Module:
         """With random weights; raises an ExtraError where MONAI is not installed."""
@@ -158,6 +159,11 @@ class ControlNetSizes(_Sizes):
 
     bits: PositiveInt = 8
     embedding_channels: Counts = (8, 32, 64)
+
+    def working_bytes(self, voxels: int) -> int:
+        """About the memory of a call beside the denoiser's: the label map's bits, and two activations of so
+        many voxels."""
+        return 4 * voxels * (self.bits + 2 * self.embedding_channels[0])
 
     def build(self, denoiser: DiffusionUNetSizes) -> nn.Module:
         """With random weights; raises an ExtraError where MONAI is not installed."""
