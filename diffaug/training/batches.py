@@ -14,11 +14,16 @@ Batch = tuple[NDArray[np.float32], NDArray[np.uint8]]
 
 
 class AugmentedBatches:
-    """Batch n of augmented cases, the next one being drawn by a thread while this one is used."""
+    """Batch n of augmented cases, the next one being drawn by a thread while this one is used.
+
+    For networks that look at images and label maps apart: where only some cases have a label map, the others
+    come with one of theirs, so that few of them are seen as often as many would be.
+    """
 
     def __init__(self, plan: PlanBase, canvases: Canvases, batch: int, rank: int, ranks: int) -> None:
         self.plan, self.canvases, self.batch = plan, canvases, batch
         self.rank, self.ranks = rank, ranks
+        self.labelled = np.flatnonzero(canvases.labelled)
         self.augmenter = Augmenter(plan.augmentation, plan.grid.shape, plan.grid.spacing, plan.grid.outside)
         self.pool = ThreadPoolExecutor(1)
         self.ahead: tuple[int, Future[Batch]] | None = None
@@ -31,7 +36,12 @@ class AugmentedBatches:
 
     def _draw(self, step: int) -> Batch:
         seed = case_seed(self.plan.seed, 2 * step)
-        chosen = np.random.default_rng(seed).integers(len(self.canvases), size=self.batch)
+        rng = np.random.default_rng(seed)
+        chosen = rng.integers(len(self.canvases), size=self.batch)
+        lenders = rng.choice(self.labelled, self.batch) if self.labelled.size else chosen
         mine = range(self.rank, self.batch, self.ranks)
-        cases = [self.canvases.case(int(chosen[n])) for n in mine]
+        cases = []
+        for n in mine:
+            image, label = self.canvases.case(int(chosen[n]))
+            cases.append((image, self.canvases.case(int(lenders[n]))[1] if label is None else label))
         return self.augmenter.draw_batch(cases, [case_seed(seed, n) for n in mine])

@@ -397,8 +397,8 @@ def test_a_patch_without_labels_has_no_dice() -> None:
     image = np.zeros((1, *plan.grid.shape), np.float32)
     empty, shown = np.zeros(plan.grid.shape, np.uint8), np.ones(plan.grid.shape, np.uint8)
     networks, accelerator = Autoencoders(plan).eval(), Accelerator(cpu=True)
-    without = validation_figures(networks, [(image, empty)], 3, accelerator, 0.5)
+    without = validation_figures(networks, [(image, empty)], [True], 3, accelerator, 0.5)
     assert set(without) == {"loss", "psnr"}
-    both = validation_figures(networks, [(image, empty), (image, shown)], 3, accelerator, 0.5)
+    both = validation_figures(networks, [(image, empty), (image, shown)], [True, True], 3, accelerator, 0.5)
     assert all(np.isfinite(value) for value in both.values())
     assert "label_dice" in both

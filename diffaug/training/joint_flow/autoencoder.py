@@ -1,5 +1,6 @@
 """Training of the two autoencoders, together, on augmented volumes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from diffaug.progress import Progress
 from diffaug.training.batches import AugmentedBatches, Batch
 from diffaug.training.cases import Canvases
 from diffaug.training.joint_flow.plan import JointFlowPlan
+from diffaug.training.latents import batches
 from diffaug.training.loop import AveragedTrainer, History, run_loop
 
 
@@ -82,13 +84,13 @@ def train_autoencoders(
         if networks.label is not None and initial.label is not None:
             networks.label.load_state_dict(initial.label.state_dict())
     classes = max(len(plan.labels), 1)
-    batches = AugmentedBatches(
+    drawn = AugmentedBatches(
         plan, training, settings.batch, accelerator.process_index, accelerator.num_processes
     )
     held_out = [validation.on_grid(n, plan.grid.shape) for n in range(len(validation))]
 
     def loss(module: nn.Module, step: int) -> dict[str, Tensor]:
-        images, labels = batches(step)
+        images, labels = drawn(step)
         generator = torch.Generator().manual_seed(
             case_seed(plan.seed, 2 * step + 1) + accelerator.process_index
         )
@@ -103,7 +105,9 @@ def train_autoencoders(
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         assert isinstance(module, Autoencoders)
-        return validation_figures(module, held_out, classes, accelerator, settings.gradient_weight)
+        return validation_figures(
+            module, held_out, validation.labelled.tolist(), classes, accelerator, settings.gradient_weight
+        )
 
     trainer = AveragedTrainer(
         accelerator=accelerator,
@@ -136,20 +140,22 @@ def train_autoencoders(
 def validation_figures(
     networks: Autoencoders,
     held_out: list[Batch],
+    labelled: Sequence[bool],
     classes: int,
     accelerator: Accelerator,
     gradient_weight: float,
 ) -> dict[str, float]:
-    """Loss, PSNR (dB, over the range -1 to 1) of images and Dice of label round trips on held-out cases."""
+    """Loss, PSNR (dB, over the range -1 to 1) of images and Dice of label round trips on held-out cases, of
+    those that are `labelled`."""
     losses, psnr, dice = [], [], []
-    for image, label in held_out:
+    for (image, label), has_label in zip(held_out, labelled, strict=True):
         x = torch.from_numpy(image[None]).to(accelerator.device)
         truth = one_hot(label[None], classes).to(accelerator.device)
         with accelerator.autocast():
             output = networks.image.decode(networks.image.encode(x)).float()
         loss = image_loss(output, x, gradient_weight)
         psnr.append(float(10 * torch.log10(4 / (output.clamp(-1, 1) - x.clamp(-1, 1)).square().mean())))
-        if networks.label is not None:
+        if networks.label is not None and has_label:
             with accelerator.autocast():
                 logits = networks.label.decode(networks.label.encode(truth)).float()
             loss = loss + label_loss(logits, truth)
@@ -170,20 +176,20 @@ def validation_figures(
 def _standardise(
     networks: Autoencoders, training: Canvases, plan: JointFlowPlan, accelerator: Accelerator
 ) -> None:
-    """Set the latents' running mean and variance to those of the training cases under the averaged
-    weights."""
+    """Set the latents' running mean and variance to those of the training cases, and of the label maps that
+    there are, under the averaged weights."""
     norms = [m for m in networks.modules() if isinstance(m, nn.BatchNorm3d)]
     networks.eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
-    for n in range(0, len(training), 8):
-        cases = [training.on_grid(m, plan.grid.shape) for m in range(n, min(n + 8, len(training)))]
-        image = torch.from_numpy(np.stack([c[0] for c in cases])).to(accelerator.device)
-        networks.image.encode(image)
-        if networks.label is not None:
-            networks.label.encode(
-                one_hot(np.stack([c[1] for c in cases]), len(plan.labels)).to(accelerator.device)
-            )
+    for batch in batches(len(training), 8):
+        images = np.stack([training.on_grid(n, plan.grid.shape)[0] for n in batch])
+        networks.image.encode(torch.from_numpy(images).to(accelerator.device))
+    labelled = np.flatnonzero(training.labelled)
+    if networks.label is not None:
+        for batch in batches(len(labelled), 8):
+            labels = np.stack([training.on_grid(int(labelled[n]), plan.grid.shape)[1] for n in batch])
+            networks.label.encode(one_hot(labels, len(plan.labels)).to(accelerator.device))
     networks.eval()

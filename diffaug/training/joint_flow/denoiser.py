@@ -22,6 +22,10 @@ from diffaug.training.loop import AveragedTrainer, History, run_loop
 # noise, for guidance and for cases without a label. "independent": any two levels.
 TASKS = {"joint": 0.40, "paint": 0.25, "segment": 0.10, "label": 0.05, "image": 0.08, "independent": 0.12}
 
+# Share of a batch that labelled cases have at least: of 8 among 144 a fair draw would show one in 18, and
+# what joins images and label maps would hardly be learned.
+LABELLED_SHARE = 0.5
+
 
 @torch.no_grad()
 def encode_cases(
@@ -39,6 +43,19 @@ def encode_cases(
         else:
             label = networks.label.encode(one_hot(labels, len(plan.labels)).to(accelerator.device))
     return image.half().cpu(), label.half().cpu()
+
+
+def draw_cases(labelled: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices `(count,)` of random cases; where only some are `labelled` `(N,)`, half of the draws are of
+    these, unless they are more."""
+    known, others = labelled.nonzero()[:, 0], (~labelled).nonzero()[:, 0]
+    if not 0 < len(known) < LABELLED_SHARE * len(labelled):
+        return torch.randint(len(labelled), (count,), generator=generator)
+    return torch.where(
+        torch.rand(count, generator=generator) < LABELLED_SHARE,
+        known[torch.randint(len(known), (count,), generator=generator)],
+        others[torch.randint(len(others), (count,), generator=generator)],
+    )
 
 
 def draw_levels(count: int, labelled: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -128,7 +145,7 @@ def train_denoiser(
     def loss(module: nn.Module, step: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(case_seed(plan.seed + 3, step))
         rounds = torch.randint(images.shape[0], (settings.batch,), generator=generator)
-        cases = torch.randint(images.shape[1], (settings.batch,), generator=generator)
+        cases = draw_cases(labelled, settings.batch, generator)
         image_level, label_level = draw_levels(settings.batch, labelled[cases], generator)
         mine = slice(accelerator.process_index, None, accelerator.num_processes)
         generator.manual_seed(case_seed(plan.seed + 4, step) + accelerator.process_index)
@@ -145,13 +162,17 @@ def train_denoiser(
             weighted = weighted + settings.label_weight * losses["label"]
         return losses | {"loss": weighted}
 
-    held_out = [validation.on_grid(n, plan.grid.shape) for n in range(len(validation))]
+    # Cases without a label map would be scored as if they showed nothing.
+    paired = bool(validation.labelled.any())
+    shown = np.flatnonzero(validation.labelled) if paired else range(len(validation))
+    held_out = [validation.on_grid(int(n), plan.grid.shape) for n in shown]
     pairs = [encode_cases(networks, plan, i[None], l[None], accelerator) for i, l in held_out]
     held_image = torch.cat([p[0] for p in pairs]).float()
     held_label = torch.cat([p[1] for p in pairs]).float()
 
     def evaluate(module: nn.Module) -> dict[str, float]:
-        return validation_losses(module, held_image, held_label, settings.label_weight, accelerator)
+        weight = settings.label_weight
+        return validation_losses(module, held_image, held_label, weight, accelerator, paired=paired)
 
     trainer = AveragedTrainer(
         accelerator=accelerator,
@@ -184,14 +205,21 @@ def train_denoiser(
 
 @torch.no_grad()
 def validation_losses(
-    denoiser: nn.Module, image: Tensor, label: Tensor, label_weight: float, accelerator: Accelerator
+    denoiser: nn.Module,
+    image: Tensor,
+    label: Tensor,
+    label_weight: float,
+    accelerator: Accelerator,
+    *,
+    paired: bool,
 ) -> dict[str, float]:
     """Velocity losses of held-out latents at fixed levels and fixed noise: for sample, paint and segment,
-    and overall."""
+    and overall; where images are not `paired` with label maps, of images beside labels of pure noise."""
+    paired = paired and label.shape[1] > 0
     levels = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
     figures: dict[str, float] = {}
     total = 0.0
-    tasks = ("sample", "paint", "segment") if label.shape[1] else ("sample",)
+    tasks = ("sample", "paint", "segment") if paired else ("sample",)
     for task in tasks:
         sums = {"image": 0.0, "label": 0.0}
         for n, level in enumerate(levels):
@@ -199,13 +227,14 @@ def validation_losses(
             for batch in batches(len(image), 8):
                 at = level.expand(len(batch)).to(accelerator.device)
                 clean = torch.zeros_like(at)
+                beside = at if paired else torch.ones_like(at)
                 with accelerator.autocast():
                     losses = velocity_losses(
                         denoiser,
                         image[batch].to(accelerator.device),
                         label[batch].to(accelerator.device),
                         clean if task == "segment" else at,
-                        clean if task == "paint" else at,
+                        clean if task == "paint" else beside,
                         generator,
                     )
                 for name, value in losses.items():
@@ -213,7 +242,7 @@ def validation_losses(
         if task != "segment":
             figures[f"{task}_image"] = sums["image"]
             total += sums["image"]
-        if task != "paint" and label.shape[1]:
+        if task != "paint" and paired:
             figures[f"{task}_label"] = sums["label"]
             total += label_weight * sums["label"]
     return figures | {"loss": total}
