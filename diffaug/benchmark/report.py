@@ -56,7 +56,7 @@ def write_report(study: Study, summary: Summary, cells: Sequence[Cell]) -> Path:
 DICE_CAPTION = (
     "Left: mean Dice of each arm over seeds and cases, with 95 % intervals over seeds and patients; small "
     "dots are seeds. Right: Dice beyond the comparator's, paired by seed and case; blue: the interval lies "
-    "above 0."
+    "above 0. The widest intervals may go on beyond the frame."
 )
 
 
@@ -322,11 +322,24 @@ def draw_arms(figure: "Figure", summary: Summary) -> None:
     right.axvline(0, color="0.2", linewidth=0.8)
     comparator = summary.benchmark.comparator
     right.set(xlabel="Dice", title=f"beyond {summary.benchmark.arms[comparator].title or comparator}")
+    _limit(left, [arm.dice for arm in summary.arms])
+    _limit(right, [arm.gain for arm in summary.arms if arm.gain is not None])
     for axes in (left, right):
         # Of numbers such as -0.125 no more fit beside each other.
         axes.locator_params(axis="x", nbins=5)
         axes.grid(axis="x", color="0.9")
         axes.set_axisbelow(True)
+
+
+def _limit(axes: "Axes", figures: Sequence[Interval]) -> None:
+    """Show all but the ends of intervals so wide that the others could not be told apart."""
+    if not figures:
+        return
+    widths = [figure.high - figure.low for figure in figures]
+    shown = [figure for figure, width in zip(figures, widths, strict=True) if width <= 5 * np.median(widths)]
+    low = min([figure.low for figure in shown] + [figure.value for figure in figures])
+    high = max([figure.high for figure in shown] + [figure.value for figure in figures])
+    axes.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
 
 
 def _bar(axes: "Axes", figure: Interval, row: int, colour: str) -> None:
