@@ -182,7 +182,9 @@ def _answers(summary: Summary) -> str:
             continue
         words = {"gain": "raises Dice", "loss": "lowers Dice", "no gain": "shows no gain"}
         said = words.get(arm.verdict, f"says nothing yet ({arm.verdict})")
-        share = "" if arm.share is None else f", {interval(arm.share, 2)} of the gap to all labels"
+        share = ""
+        if arm.share is not None and arm.verdict == "gain":
+            share = f", {interval(arm.share, 2)} of the gap to all labels"
         steps = f"{steps}," if (steps := _other_steps(summary, arm)) else ""
         lines.append(
             f"<li>With {arm.labelled} labelled, <b>{escape(arm.title)}</b>{steps} {said}: "
