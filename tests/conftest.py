@@ -43,7 +43,8 @@ def make_tiny_generator(seed: int = 0, channels: int = 1, labels: dict[int, str]
     from diffaug.generators.joint_flow.autoencoder import AutoencoderConfig
     from diffaug.generators.joint_flow.denoiser import DenoiserConfig
     from diffaug.generators.joint_flow.model import JointFlow
-    from diffaug.generators.networks import VERBS, JointFlowNetworks
+    from diffaug.generators.joint_flow.networks import JointFlowNetworks
+    from diffaug.generators.verbs import VERBS
 
     labels = {0: "background", 1: "head", 2: "body"} if labels is None else labels
     networks = JointFlowNetworks(
@@ -110,8 +111,9 @@ def medical_generator() -> Callable[..., Generator]:
     from diffaug.generators.intensity import IntensityConvention
     from diffaug.generators.medical_diffusion.factorised_unet import UNetConfig
     from diffaug.generators.medical_diffusion.model import MedicalDiffusion
+    from diffaug.generators.medical_diffusion.networks import MedicalDiffusionNetworks
     from diffaug.generators.medical_diffusion.vqgan import VQGANConfig
-    from diffaug.generators.networks import VERBS, MedicalDiffusionNetworks
+    from diffaug.generators.verbs import VERBS
 
     def make(masked: bool = False, **changes: object) -> Generator:
         networks = MedicalDiffusionNetworks(

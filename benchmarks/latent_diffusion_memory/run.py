@@ -21,8 +21,8 @@ import torch
 from diffaug.files import atomic_write_json
 from diffaug.generators.latent_diffusion import slabs
 from diffaug.generators.latent_diffusion.model import LatentDiffusion
+from diffaug.generators.latent_diffusion.networks import LatentDiffusionNetworks
 from diffaug.generators.model import Sampling
-from diffaug.generators.networks import LatentDiffusionNetworks
 from diffaug.generators.seeds import CaseNoise
 from diffaug.progress import Progress
 from diffaug.zoo.monai.templates import TEMPLATES

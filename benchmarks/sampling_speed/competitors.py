@@ -122,8 +122,8 @@ def make_seed(competitor: Competitor, shape: tuple[int, int, int]) -> Contestant
     from diffaug.generators.intensity import IntensityConvention
     from diffaug.generators.medical_diffusion.factorised_unet import UNetConfig
     from diffaug.generators.medical_diffusion.model import MedicalDiffusion
+    from diffaug.generators.medical_diffusion.networks import MedicalDiffusionNetworks
     from diffaug.generators.medical_diffusion.vqgan import VQGANConfig
-    from diffaug.generators.networks import MedicalDiffusionNetworks
 
     assert competitor.downsampling is not None
     assert competitor.steps is not None

@@ -23,13 +23,11 @@ from pydantic import (
 from diffaug.errors import CardError, DiffaugError
 from diffaug.generators.grid import Grid, Outside
 from diffaug.generators.intensity import IntensityConvention
+from diffaug.generators.joint_flow.networks import JointFlowNetworks
+from diffaug.generators.latent_diffusion.networks import LatentDiffusionNetworks
+from diffaug.generators.medical_diffusion.networks import MedicalDiffusionNetworks
 from diffaug.generators.model import Sampling
-from diffaug.generators.networks import (
-    JointFlowNetworks,
-    LatentDiffusionNetworks,
-    MedicalDiffusionNetworks,
-    Verb,
-)
+from diffaug.generators.verbs import Verb
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]

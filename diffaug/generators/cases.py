@@ -16,8 +16,8 @@ from diffaug.errors import DiffaugError, LabelError, VerbError
 from diffaug.generators.card import Card
 from diffaug.generators.grid import Box, Placement, Window, covering_grid, place
 from diffaug.generators.intensity import IntensityMap, fit_intensity_map, typical_map
+from diffaug.generators.joint_flow.networks import JointFlowNetworks
 from diffaug.generators.labels import Vocabulary
-from diffaug.generators.networks import JointFlowNetworks
 
 # A label with a larger share beyond the grid shows another structure than the generator's, or several. Less
 # is what an unusually large structure or stray voxels cost.

@@ -26,7 +26,7 @@ from diffaug.errors import CardError, LabelError, VerbError
 from diffaug.generators.card import Card
 from diffaug.generators.generator import Generator, Unlike
 from diffaug.generators.labels import Vocabulary
-from diffaug.generators.networks import Verb
+from diffaug.generators.verbs import Verb
 from diffaug.operations.case import Parameters
 from diffaug.operations.guard import Leaks, ScanLike, check_held_out
 from diffaug.operations.regions import Shape, draw_region

@@ -16,7 +16,7 @@ from diffaug.errors import DiffaugError
 from diffaug.files import PRIVATE, atomic_write_json, atomic_write_text, read_json, sha256_file
 from diffaug.generators.card import Card, CardGrid, Training
 from diffaug.generators.generator import Generator
-from diffaug.generators.networks import VERBS
+from diffaug.generators.verbs import VERBS
 from diffaug.progress import Progress
 from diffaug.training.architectures import CITATIONS, Plan, make_plan, read_plan, train
 from diffaug.training.cases import VALIDATION_PLACES, Canvases, check_extents, make_canvases

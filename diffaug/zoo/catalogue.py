@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from diffaug.errors import CardError
 from diffaug.generators.card import NAME_PATTERN, Card, Parameter, read_card
-from diffaug.generators.networks import LatentDiffusionNetworks
+from diffaug.generators.latent_diffusion.networks import LatentDiffusionNetworks
 from diffaug.zoo import bundled, folder_of
 from diffaug.zoo.entries import ENTRIES, Entry
 from diffaug.zoo.home import pin_of, pulled, register, registered

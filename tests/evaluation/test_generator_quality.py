@@ -19,10 +19,12 @@ from diffaug.generators.intensity import IntensityConvention
 from diffaug.generators.joint_flow.autoencoder import AutoencoderConfig
 from diffaug.generators.joint_flow.denoiser import DenoiserConfig
 from diffaug.generators.joint_flow.model import JointFlow
+from diffaug.generators.joint_flow.networks import JointFlowNetworks
 from diffaug.generators.medical_diffusion.factorised_unet import UNetConfig
 from diffaug.generators.medical_diffusion.model import MedicalDiffusion
+from diffaug.generators.medical_diffusion.networks import MedicalDiffusionNetworks
 from diffaug.generators.medical_diffusion.vqgan import VQGANConfig
-from diffaug.generators.networks import VERBS, JointFlowNetworks, MedicalDiffusionNetworks
+from diffaug.generators.verbs import VERBS
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "generator_quality"
 PATIENTS = [f"P{number // 2}" for number in range(8)]

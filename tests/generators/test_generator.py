@@ -19,9 +19,10 @@ from diffaug.generators.intensity import IntensityConvention, fit_intensity_map
 from diffaug.generators.joint_flow.autoencoder import AutoencoderConfig
 from diffaug.generators.joint_flow.denoiser import DenoiserConfig
 from diffaug.generators.joint_flow.model import JointFlow
+from diffaug.generators.joint_flow.networks import JointFlowNetworks
 from diffaug.generators.model import Sampling
-from diffaug.generators.networks import VERBS, JointFlowNetworks
 from diffaug.generators.seeds import CaseNoise
+from diffaug.generators.verbs import VERBS
 from tests.conftest import make_tiny_generator
 
 STEPS = 2

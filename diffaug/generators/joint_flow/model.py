@@ -12,9 +12,9 @@ from diffaug.errors import CardError
 from diffaug.generators.hardware import has_bfloat16, mixed_precision
 from diffaug.generators.joint_flow.autoencoder import Autoencoder
 from diffaug.generators.joint_flow.denoiser import JointDenoiser
+from diffaug.generators.joint_flow.networks import JointFlowNetworks
 from diffaug.generators.labels import spread
 from diffaug.generators.model import Model, Sampling, latent_mask
-from diffaug.generators.networks import JointFlowNetworks
 from diffaug.generators.samplers import SAMPLERS, Projection, Velocity, add_noise, keep_outside, noise_levels
 from diffaug.generators.seeds import CaseNoise
 from diffaug.generators.windows import Shape3, over_windows

@@ -13,8 +13,8 @@ from diffaug.generators.diffusion import ScaledLinearSchedule
 from diffaug.generators.hardware import exact_float32
 from diffaug.generators.latent_diffusion import slabs
 from diffaug.generators.latent_diffusion.memory import require_memory
+from diffaug.generators.latent_diffusion.networks import FlowProcess, LatentDiffusionNetworks
 from diffaug.generators.model import Model, Sampling, latent_mask
-from diffaug.generators.networks import FlowProcess, LatentDiffusionNetworks
 from diffaug.generators.processes import DiscreteDiffusion, Process, RectifiedFlow
 from diffaug.generators.seeds import CaseNoise
 from diffaug.generators.windows import Shape3, over_windows

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from diffaug.generators.diffusion import CosineSchedule
 from diffaug.generators.hardware import exact_float32, has_bfloat16, mixed_precision
 from diffaug.generators.medical_diffusion.factorised_unet import FactorisedUNet
+from diffaug.generators.medical_diffusion.networks import MedicalDiffusionNetworks
 from diffaug.generators.medical_diffusion.vqgan import VQGAN
 from diffaug.generators.model import Model, Sampling, latent_mask
-from diffaug.generators.networks import MedicalDiffusionNetworks
 from diffaug.generators.processes import DiscreteDiffusion
 from diffaug.generators.seeds import CaseNoise
 

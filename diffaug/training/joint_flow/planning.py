@@ -9,7 +9,7 @@ from diffaug.errors import DiffaugError
 from diffaug.generators.card import Card
 from diffaug.generators.joint_flow.autoencoder import AutoencoderConfig
 from diffaug.generators.joint_flow.denoiser import DenoiserConfig, JointDenoiser
-from diffaug.generators.networks import JointFlowNetworks
+from diffaug.generators.joint_flow.networks import JointFlowNetworks
 from diffaug.training.augmentation import AugmentationConfig
 from diffaug.training.cases import places_per_case
 from diffaug.training.joint_flow.autoencoder import Autoencoders, image_loss, label_loss

@@ -6,7 +6,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from diffaug.generators.joint_flow.model import JointFlow
-from diffaug.generators.networks import JointFlowNetworks
+from diffaug.generators.joint_flow.networks import JointFlowNetworks
 from diffaug.progress import Progress
 from diffaug.training.cases import Canvases
 from diffaug.training.joint_flow.autoencoder import train_autoencoders

@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from diffaug.errors import DiffaugError
 from diffaug.generators.generator import Generator
 from diffaug.generators.medical_diffusion.factorised_unet import FactorisedUNet, UNetConfig
+from diffaug.generators.medical_diffusion.networks import MedicalDiffusionNetworks
 from diffaug.generators.medical_diffusion.vqgan import VQGANConfig
-from diffaug.generators.networks import MedicalDiffusionNetworks
 from diffaug.training.augmentation import AugmentationConfig
 from diffaug.training.fingerprint import Fingerprint
 from diffaug.training.medical_diffusion.autoencoder import Reconstruction

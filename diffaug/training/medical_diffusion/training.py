@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from diffaug.generators.card import Defaults
 from diffaug.generators.medical_diffusion.model import MedicalDiffusion
-from diffaug.generators.networks import MedicalDiffusionNetworks
+from diffaug.generators.medical_diffusion.networks import MedicalDiffusionNetworks
 from diffaug.progress import Progress
 from diffaug.training.cases import Canvases
 from diffaug.training.medical_diffusion.autoencoder import train_autoencoder

@@ -9,9 +9,9 @@ from torch import nn
 from diffaug.errors import CardError
 from diffaug.generators.diffusion import CosineSchedule
 from diffaug.generators.medical_diffusion.factorised_unet import FactorisedUNet, UNetConfig
+from diffaug.generators.medical_diffusion.networks import MedicalDiffusionNetworks
 from diffaug.generators.medical_diffusion.vqgan import VQGAN, VQGANConfig
 from diffaug.generators.model import misfit
-from diffaug.generators.networks import MedicalDiffusionNetworks
 from diffaug.zoo.medical_diffusion.choices import Choices, problems
 from diffaug.zoo.medical_diffusion.reading import AutoencoderFile, DenoiserFile, State
 

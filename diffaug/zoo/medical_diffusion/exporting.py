@@ -10,8 +10,8 @@ from diffaug.errors import CardError
 from diffaug.generators.card import Card
 from diffaug.generators.generator import Generator
 from diffaug.generators.medical_diffusion.model import MedicalDiffusion
+from diffaug.generators.medical_diffusion.networks import MedicalDiffusionNetworks
 from diffaug.generators.medical_diffusion.vqgan import Codebook
-from diffaug.generators.networks import MedicalDiffusionNetworks
 from diffaug.zoo.folders import new_folder
 from diffaug.zoo.medical_diffusion.choices import Choices
 from diffaug.zoo.medical_diffusion.reading import OWN_ENTRY, State

@@ -13,8 +13,9 @@ from diffaug.generators.card import Card, CardGrid, Defaults, Training
 from diffaug.generators.generator import Generator
 from diffaug.generators.intensity import IntensityConvention
 from diffaug.generators.medical_diffusion.model import CITATION
+from diffaug.generators.medical_diffusion.networks import MedicalDiffusionNetworks
 from diffaug.generators.model import Model
-from diffaug.generators.networks import VERBS, MedicalDiffusionNetworks
+from diffaug.generators.verbs import VERBS
 from diffaug.version import __version__
 from diffaug.zoo.folders import check_new, new_folder
 from diffaug.zoo.medical_diffusion.architecture import (

@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from diffaug.errors import CardError
+from diffaug.generators.latent_diffusion.networks import DiscreteProcess, FlowProcess
 from diffaug.generators.latent_diffusion.sizes import AutoencoderKLSizes, ControlNetSizes, DiffusionUNetSizes
-from diffaug.generators.networks import DiscreteProcess, FlowProcess
 
 _REFERENCE = re.compile(r"@[A-Za-z_][\w]*(?:::\w+|#\w+)*")
 # Expressions whose value is known without running them: a reference, and numbers.

@@ -12,8 +12,9 @@ from diffaug.errors import CardError, DiffaugError
 from diffaug.generators.card import Card, CardGrid, Defaults, Training
 from diffaug.generators.generator import Generator
 from diffaug.generators.latent_diffusion.model import LatentDiffusion
+from diffaug.generators.latent_diffusion.networks import DiscreteProcess, FlowProcess, LatentDiffusionNetworks
 from diffaug.generators.latent_diffusion.sizes import AutoencoderKLSizes, ControlNetSizes, DiffusionUNetSizes
-from diffaug.generators.networks import VERBS, DiscreteProcess, FlowProcess, LatentDiffusionNetworks
+from diffaug.generators.verbs import VERBS
 from diffaug.version import __version__
 from diffaug.zoo.folders import check_new, new_folder
 from diffaug.zoo.medical_diffusion.choices import problems

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffaug.generators.card import Parameter
 from diffaug.generators.intensity import IntensityConvention
+from diffaug.generators.latent_diffusion.networks import DiscreteProcess, FlowProcess
 from diffaug.generators.latent_diffusion.sizes import AutoencoderKLSizes, ControlNetSizes, DiffusionUNetSizes
-from diffaug.generators.networks import DiscreteProcess, FlowProcess
 
 ROMBACH = (
     "Rombach R et al. High-resolution image synthesis with latent diffusion models. arXiv:2112.10752, 2022"
