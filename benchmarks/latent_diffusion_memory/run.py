@@ -30,7 +30,7 @@ from diffaug.zoo.monai.templates import TEMPLATES
 HERE = Path(__file__).parent
 DECODING = ("decode", "half, in slabs", "half, by MONAI")
 # NV-Generate's autoencoder is MAISI's; its networks for MR are those for CT.
-TODO = {
+MEASURED = {
     "brats-flair-ldm": (*DECODING, "denoise"),
     "brain-t1-ldm": (*DECODING, "denoise"),
     "maisi-ct": (*DECODING, "denoise", "paint"),
@@ -50,9 +50,9 @@ def main() -> None:
         print(json.dumps(measure(*options.one)))
         return
     progress, found = Progress(), []
-    todo = [(name, work) for name, several in TODO.items() for work in several]
-    with progress.task("measuring", total=len(todo)) as task:
-        for name, work in todo:
+    pieces = [(name, work) for name, several in MEASURED.items() for work in several]
+    with progress.task("measuring", total=len(pieces)) as task:
+        for name, work in pieces:
             made = subprocess.run(
                 [sys.executable, __file__, "--one", name, work], check=True, capture_output=True, text=True
             )

@@ -38,13 +38,14 @@ def part(cells: Sequence[Cell], first: int, count: int) -> list[Cell]:
 def outline(study: Study, cells: Sequence[Cell]) -> list[str]:
     """What is to be run, as lines of a table, and whose labels each seed draws."""
     benchmark, rows = study.benchmark, Counter[tuple[str, str]]()
+    pending = [cell for cell in cells if not is_done(study, cell)]
     for cell in cells:
         count = "all" if cell.labelled is None else str(cell.labelled)
-        rows[count, cell.arm] += not is_done(study, cell)
+        rows[count, cell.arm] += cell in pending
     lines = ["| labelled | arm | steps | cells to run |", "|---|---|---|---|"]
     lines += [
-        f"| {count} | {arm} | {benchmark.total_steps(benchmark.arms[arm])} | {pending} |"
-        for (count, arm), pending in rows.items()
+        f"| {count} | {arm} | {benchmark.total_steps(benchmark.arms[arm])} | {left} |"
+        for (count, arm), left in rows.items()
     ]
     lines.append("")
     for labelled in benchmark.labelled:
@@ -52,8 +53,8 @@ def outline(study: Study, cells: Sequence[Cell]) -> list[str]:
             drawn = [case.name for case in draw_labelled(study.training, labelled, seed)]
             more = f" and {len(drawn) - 8} more" if len(drawn) > 8 else ""
             lines.append(f"- {labelled} labelled, seed {seed}: {', '.join(drawn[:8])}{more}")
-    steps = sum(benchmark.total_steps(benchmark.arms[cell.arm]) for cell in cells if not is_done(study, cell))
-    lines += ["", f"{sum(rows.values())} of {len(cells)} cells are to be run, {steps} steps in all."]
+    steps = sum(benchmark.total_steps(benchmark.arms[cell.arm]) for cell in pending)
+    lines += ["", f"{len(pending)} of {len(cells)} cells are to be run, {steps} steps in all."]
     return lines
 
 
